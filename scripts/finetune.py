@@ -1,0 +1,36 @@
+"""Train or fine-tune a model: ``python scripts/finetune.py experiment=mini/cls``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from ttf.cli import user_errors
+from ttf.data.scenes import NUM_CLASSES
+from ttf.data.transforms import preprocessing
+from ttf.models.weights import load_model, save_weights
+from ttf.training import TokenLabelling, Trainer
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="finetune")
+@user_errors
+def main(cfg: DictConfig) -> None:
+    torch.manual_seed(cfg.train.seed)
+    model = load_model(cfg.model) if cfg.pretrained else instantiate(cfg.model.network)
+    transform = preprocessing(model).build()
+    train, test = (instantiate(cfg.data[part], transform=transform) for part in ("train", "test"))
+    folder = Path(cfg.output)
+    objective = TokenLabelling(model, NUM_CLASSES + 1)
+    trainer = Trainer(model, objective, train, test, instantiate(cfg.train), folder)
+    trainer.resume()
+    rows = trainer.fit()
+    save_weights(model, folder / f"{cfg.model.name}.safetensors", half=True)
+    print(f"top-1 {rows[-1]['top1']:.1f} %, weights and log in {folder}")
+
+
+if __name__ == "__main__":
+    main()

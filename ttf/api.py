@@ -1,0 +1,183 @@
+"""The public functions: apply, remove, applied, trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ttf import hosts, methods
+from ttf.methods.base import Method
+from ttf.ops.reduction import RECOVERIES, Recovery, gather_tokens
+from ttf.schedule import KeepRatio, Schedule
+from ttf.stack import CompressedStack, Plan, State, shallow_twin
+
+SCHEDULE_OPTIONS = ("schedule", "rounding")
+
+
+def _recovery(recover: bool | str) -> Recovery | None:
+    if isinstance(recover, bool):
+        return "nearest" if recover else None
+    if recover not in RECOVERIES:
+        raise ValueError(f"recover must be True, False or one of {', '.join(RECOVERIES)}, got {recover!r}")
+    return cast(Recovery, recover)
+
+
+def _schedule(ratio: float, blocks: Sequence[int] | None, default: tuple[int, ...], options: dict[str, Any]) -> Schedule:
+    explicit = options.pop("schedule", None)
+    rounding = options.pop("rounding", "floor")
+    if explicit is not None:
+        return explicit
+    return KeepRatio(ratio, default if blocks is None else tuple(blocks), rounding)
+
+
+def apply(
+    model: nn.Module,
+    method: str | Method = "token_transform",
+    ratio: float = 0.7,
+    blocks: Sequence[int] | None = None,
+    recover: bool | str = False,
+    **options: Any,
+) -> nn.Module:
+    """Compress the tokens of ``model`` in place, without training. A second call replaces the first.
+
+    Parameters, buffers and ``state_dict`` keys stay as they are; ``remove`` restores the exact behaviour.
+
+    Args:
+        model: a supported host, see ``ttf.hosts.names()``.
+        method: name of a method, or a method object.
+        ratio: keep ratio in (0, 1]: share of the current patch tokens kept at each reducing block; 1 changes nothing.
+        blocks: 0-based blocks to reduce at; None takes the family's default (3, 6, 9 of 12).
+        recover: give dense tokens back at the end of the blocks: True or "nearest" (Eq. 9-10), "transpose" (W's own).
+        **options: fields of the method (kappa, tau, feature, ...), ``preset`` ("default" or "paper"), ``rounding``
+            ("floor", "round", "ceil") of the number of tokens, or ``schedule``, a ``Schedule`` in place of ratio and
+            blocks.
+
+    Returns:
+        ``model`` itself.
+
+    Raises:
+        ValueError: the model is no supported host, or a value is out of its range.
+    """
+    host = hosts.find(model)
+    container = _container(model, host.container)
+    schedule = _schedule(ratio, blocks, host.blocks(len(container)), options)
+    schedule.check(len(container))
+    plan = Plan(methods.build(method, **options), schedule, host, host.prefix(model), _recovery(recover))
+    return _install(model, plan)
+
+
+def _container(model: nn.Module, name: str) -> nn.Sequential:
+    return cast(nn.Sequential, getattr(model, name))
+
+
+def _install(model: nn.Module, plan: Plan) -> nn.Module:
+    remove(model)
+    container = _container(model, plan.host.container)
+    setattr(model, plan.host.container, CompressedStack(container, plan))
+    plan.host.enter(model)
+    return model
+
+
+def _stack(model: nn.Module) -> CompressedStack | None:
+    return next((child for child in model.children() if isinstance(child, CompressedStack)), None)
+
+
+def remove(model: nn.Module) -> nn.Module:
+    """Undo ``apply``: the model behaves bit for bit as before. Does nothing to a model that is not compressed.
+
+    Returns:
+        ``model`` itself.
+    """
+    stack = _stack(model)
+    if stack is not None:
+        stack.plan.host.leave(model)
+        setattr(model, stack.plan.host.container, stack.restored())
+    return model
+
+
+@contextmanager
+def applied(model: nn.Module, *args: Any, **kwargs: Any) -> Iterator[nn.Module]:
+    """``apply`` for the length of a ``with`` block; afterwards the model is as it was, compressed or not."""
+    stack = _stack(model)
+    before = stack.plan if stack is not None else None
+    try:
+        yield apply(model, *args, **kwargs)
+    finally:
+        remove(model) if before is None else _install(model, before)
+
+
+@dataclass(frozen=True)
+class LayerTrace:
+    """What one reducing layer did.
+
+    Attributes:
+        block: number of the block, 0-based.
+        kept: (B, M) int64, informative tokens as indices into the layer's own N tokens.
+        origin: (B, M) int64, the same tokens as indices into the tokens of the first layer.
+        W: (B, M, N) float32, the transformation matrix (Eq. 1).
+        total: (B, M, N_first) float32, product of the matrices up to this layer.
+        sizes: (B, M) float32 (Eq. 8).
+        grid: (rows, columns) of the image's patches.
+        prefix: number of prefix tokens P; token P + r * columns + c is the patch in row r, column c.
+    """
+
+    block: int
+    kept: Tensor
+    origin: Tensor
+    W: Tensor
+    total: Tensor
+    sizes: Tensor
+    grid: tuple[int, int]
+    prefix: int
+
+
+class _Recorder(CompressedStack):
+    """A stack that also keeps the final state of its runs."""
+
+    states: list[State]
+
+    def run(self, x: Tensor, **kwargs: Any) -> State:
+        self.states.append(super().run(x, **kwargs))
+        return self.states[-1]
+
+
+@torch.no_grad()
+def trace(model: nn.Module, images: Tensor) -> list[LayerTrace]:
+    """Run a compressed model on images and show what every reducing layer did.
+
+    Args:
+        model: after ``apply``; not changed, and safe to use elsewhere meanwhile.
+        images: (B, 3, H, W), preprocessed.
+
+    Returns:
+        One ``LayerTrace`` per reducing layer, first to last; empty at ratio 1.
+
+    Raises:
+        ValueError: the model is not compressed.
+    """
+    stack = _stack(model)
+    if stack is None:
+        raise ValueError("the model is not compressed: call ttf.apply(model) first")
+    recorder, host = _Recorder(stack, stack.plan), stack.plan.host
+    recorder.states = []
+    twin = shallow_twin(model)
+    twin._modules[host.container] = recorder
+    twin(images)
+    height, width = images.shape[-2:]
+    return _layers(recorder.states[-1], host.grid(model, (height, width)), stack.plan.prefix)
+
+
+def _layers(state: State, grid: tuple[int, int], prefix: int) -> list[LayerTrace]:
+    layers: list[LayerTrace] = []
+    for block, reduction in state.chain:
+        matrix, kept = reduction.matrix(), reduction.kept
+        assert kept is not None
+        origin = kept if not layers else layers[-1].origin.gather(1, kept)
+        total = matrix if not layers else matrix @ layers[-1].total
+        layers.append(LayerTrace(block, kept, origin, matrix, total, reduction.sizes, grid, prefix))
+    return layers

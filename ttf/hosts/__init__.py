@@ -1,0 +1,64 @@
+"""Hosts: how one library's models are entered. A host's module is imported only when one of its models is met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ttf.stack import Attend
+
+# class of the model (module.Class, any base class counts) -> module with a function ``host(model)``
+SUPPORTED = {"timm.models.vision_transformer.VisionTransformer": "ttf.hosts.timm_vit"}
+WRAPPERS = {"_orig_mod": "torch.compile", "module": "DataParallel or DistributedDataParallel"}
+
+
+@dataclass(frozen=True)
+class Host:
+    """One family of models.
+
+    Attributes:
+        attend: (block, x, sizes, wanted, prefix) -> tokens after the attention residual, and what was wanted of the
+            layer. ``sizes`` (B, N) or None enter as log s (Eq. 7).
+        feed_forward: (block, x) -> tokens after the feed-forward residual.
+        prefix: number of prefix tokens of a model.
+        blocks: default blocks to reduce at, from the depth.
+        grid: (model, (height, width) of the images) -> rows and columns of patches.
+        enter: give the model what its container cannot do alone (weighted pooling, dense taps); undone by ``leave``.
+        leave: take that back.
+        container: name of the attribute that holds the blocks.
+    """
+
+    attend: Attend
+    feed_forward: Callable[[nn.Module, Tensor], Tensor]
+    prefix: Callable[[nn.Module], int]
+    blocks: Callable[[int], tuple[int, ...]]
+    grid: Callable[[nn.Module, tuple[int, int]], tuple[int, int]]
+    enter: Callable[[nn.Module], None]
+    leave: Callable[[nn.Module], None]
+    container: str = "blocks"
+
+
+def names() -> list[str]:
+    """Classes of models that can be compressed."""
+    return sorted(SUPPORTED)
+
+
+def find(model: nn.Module) -> Host:
+    """The host of ``model``.
+
+    Raises:
+        ValueError: there is none; the message lists what is supported.
+    """
+    for base in type(model).__mro__:
+        module = SUPPORTED.get(f"{base.__module__}.{base.__qualname__}")
+        if module:
+            return import_module(module).host(model)
+    for attribute, wrapper in WRAPPERS.items():
+        if isinstance(getattr(model, attribute, None), nn.Module):
+            raise ValueError(f"this model is wrapped by {wrapper}: apply ttf to the model first, then wrap it")
+    raise ValueError(f"{type(model).__name__} is no supported host. Supported: {', '.join(names())} and subclasses")

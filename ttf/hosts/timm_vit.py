@@ -1,0 +1,218 @@
+"""timm's Vision Transformers: ViT, DeiT (distilled too), AugReg, DINOv2, SigLIP, MAE fine-tuned, DeiT-III and so on.
+
+Shapes: B batch, N tokens, C channels, H heads, D head dimension, P prefix tokens.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from timm.layers import Attention, AttentionPoolLatent
+from timm.models import vision_transformer as vit
+from torch import Tensor, nn
+
+from ttf.hosts import Host
+from ttf.ops.attention import Wanted, column_sums, fused_attention, mapped_attention, size_bias
+from ttf.schedule import thirds
+from ttf.stack import CompressedStack, LayerKnowledge, State, shallow_twin
+
+BLOCKS = (vit.Block, vit.ResPostBlock)
+
+
+def _qkv(attn: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of a timm attention layer, (B, H, N, D) each."""
+    batch, tokens, _ = x.shape
+    q, k, v = attn.qkv(x).reshape(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    return attn.q_norm(q), attn.k_norm(k), v
+
+
+def _project(attn: Attention, x: Tensor, heads: Tensor) -> Tensor:
+    """What a timm attention layer does after its softmax: heads (B, H, N, D) to (B, N, C)."""
+    out = heads.transpose(1, 2).flatten(2)
+    out = attn.norm(out) if hasattr(attn, "norm") else out
+    gate = getattr(attn, "gate", None)
+    out = out if gate is None else out * gate(x).sigmoid()
+    return attn.proj_drop(attn.proj(out))
+
+
+def _attention(
+    attn: Attention, x: Tensor, sizes: Tensor | None, wanted: Wanted | None, prefix: int
+) -> tuple[Tensor, LayerKnowledge]:
+    q, k, v = _qkv(attn, x)
+    bias, dropout = size_bias(sizes, q.dtype), attn.attn_drop.p if attn.training else 0.0
+    if wanted is None or wanted.score_rows is None:
+        heads, scores = fused_attention(q, k, v, bias, attn.scale, dropout), None
+    else:
+        heads, attention = mapped_attention(q, k, v, bias, attn.scale, dropout)
+        scores = column_sums(attention, wanted.score_rows, prefix)
+    keys = k.mean(dim=1) if wanted is not None and wanted.keys else None
+    return _project(attn, x, heads), LayerKnowledge(scores, keys)
+
+
+def _attend(
+    block: Any, x: Tensor, sizes: Tensor | None, wanted: Wanted | None, prefix: int
+) -> tuple[Tensor, LayerKnowledge]:
+    if isinstance(block, vit.ResPostBlock):
+        out, known = _attention(block.attn, x, sizes, wanted, prefix)
+        out = block.norm1(out)
+    else:
+        out, known = _attention(block.attn, block.norm1(x), sizes, wanted, prefix)
+        out = block.ls1(out)
+    x = x + block.drop_path1(out)
+    if wanted is not None and wanted.normed:
+        known = known._replace(normed=block.norm2(x))
+    return x, known
+
+
+def _feed_forward(block: Any, x: Tensor) -> Tensor:
+    if isinstance(block, vit.ResPostBlock):
+        return x + block.drop_path2(block.norm2(block.mlp(x)))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+class _Replay:
+    """Stands in for ``model.blocks`` during one dense forward: hands out recovered tokens, block by block."""
+
+    def __init__(self, outputs: list[Tensor]) -> None:
+        self.outputs = outputs
+
+    def __iter__(self):
+        return (lambda x, out=out: out for out in self.outputs)
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+    def __getitem__(self, chosen: slice) -> _Replay:
+        return _Replay(self.outputs[chosen])
+
+
+class CompressedViT:
+    """Mixed into the class of a compressed model, beside its own class, for what the stack cannot do alone:
+
+    sizes that weight the average pool, attention pools that see sizes, gradient checkpointing, and dense tokens at
+    the taps of ``forward_intermediates``.
+    """
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _blank, (_own_class(self),), self.__getstate__()  # type: ignore[attr-defined]
+
+    def _embed(self: Any, x: Tensor) -> Tensor:
+        return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
+
+    def _refuse_masks(self, attn_mask: Tensor | None, is_causal: bool) -> None:
+        if attn_mask is not None or is_causal:
+            raise ValueError("a compressed model takes no attention mask: its tokens are no longer those of the mask")
+
+    def _run(self: Any, x: Tensor) -> State:
+        checkpointed = self.grad_checkpointing and self.training
+        return self.blocks.run(self._embed(x), checkpointed=checkpointed)
+
+    def forward_features(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Tokens (B, M, C) after the last norm, (B, N, C) where the plan recovers.
+
+        In a model that pools by the plain mean, tokens carry their weight s_i / mean(s) already, so that timm's own
+        mean over them is the size-weighted mean.
+        """
+        self._refuse_masks(attn_mask, is_causal)
+        state = self._run(x)
+        if self.blocks.plan.recovery:
+            return self.norm(state.dense())
+        tokens = self.norm(state.x)
+        if state.sizes is None or self.attn_pool is not None or self.global_pool != "avg":
+            return tokens
+        return tokens * _mean_weights(self, state.sizes).to(tokens.dtype)
+
+    def forward(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """As the model's own; an attention pool sees the sizes as log s."""
+        if not isinstance(self.attn_pool, AttentionPoolLatent) or self.blocks.plan.recovery:
+            return self.forward_head(self.forward_features(x, attn_mask, is_causal))
+        self._refuse_masks(attn_mask, is_causal)
+        state = self._run(x)
+        first = 0 if getattr(self, "pool_include_prefix", False) else self.num_prefix_tokens
+        sizes = None if state.sizes is None else state.sizes[:, first:]
+        tokens = self.norm(state.x)[:, first:]
+        pooled = self.attn_pool(tokens, attn_mask=size_bias(sizes, tokens.dtype))
+        return self.head(self.head_drop(self.fc_norm(pooled)))
+
+    def forward_intermediates(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """timm's own, every tap recovered to the grid of the image (Eq. 10)."""
+        self._refuse_masks(kwargs.get("attn_mask"), kwargs.get("is_causal", False))
+        outputs: list[Tensor] = []
+        recovery = self.blocks.plan.recovery or "nearest"
+        self.blocks.run(self._embed(x), recovery=recovery, after=lambda _, state: outputs.append(state.dense()))
+        shadow = shallow_twin(self)
+        del shadow._modules["blocks"]
+        shadow.__dict__["blocks"] = _Replay(outputs)
+        return _own_class(self).forward_intermediates(shadow, x, *args, **kwargs)
+
+
+def _mean_weights(model: Any, sizes: Tensor) -> Tensor:
+    """s_i / mean(s) over the pooled tokens, (B, M, 1); 1 for tokens that are not pooled."""
+    first = 0 if getattr(model, "pool_include_prefix", False) else model.num_prefix_tokens
+    pooled = sizes[:, first:]
+    weights = pooled / pooled.mean(dim=1, keepdim=True)
+    return torch.cat((torch.ones_like(sizes[:, :first]), weights), dim=1).unsqueeze(-1)
+
+
+@lru_cache(maxsize=None)
+def _compressed_class(own: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Compressed{own.__name__}", (CompressedViT, own), {"__module__": __name__})
+
+
+def _own_class(model: Any) -> Any:
+    return type(model).__mro__[2]
+
+
+def _blank(own: type[nn.Module]) -> nn.Module:
+    return object.__new__(_compressed_class(own))
+
+
+def _enter(model: nn.Module) -> None:
+    if not isinstance(model, CompressedViT):
+        model.__class__ = _compressed_class(type(model))
+
+
+def _leave(model: nn.Module) -> None:
+    if isinstance(model, CompressedViT):
+        model.__class__ = _own_class(model)
+
+
+def _grid(model: Any, size: tuple[int, int]) -> tuple[int, int]:
+    return model.patch_embed.dynamic_feat_size(size)
+
+
+def _check(model: Any) -> None:
+    """Raise ``ValueError`` for a Vision Transformer whose parts are not among those known here."""
+    name = type(model).__name__
+    if type(model.blocks) is not nn.Sequential and not isinstance(model.blocks, CompressedStack):
+        raise ValueError(f"{name}.blocks is no nn.Sequential: ttf cannot enter it")
+    for block in model.blocks:
+        if type(block) not in BLOCKS or type(block.attn) is not Attention:
+            known = ", ".join(b.__name__ for b in BLOCKS)
+            kind = f"{type(block).__name__} with {type(getattr(block, 'attn', None)).__name__}"
+            raise ValueError(f"{name} is built of {kind}. Supported are timm's blocks {known} with Attention")
+    if isinstance(model.attn_pool, AttentionPoolLatent) and model.attn_pool.pos_embed is not None:
+        raise ValueError(f"{name} pools with position embeddings, which a shorter sequence no longer has")
+
+
+def _prefix(model: Any) -> int:
+    return model.num_prefix_tokens
+
+
+TIMM_VIT = Host(
+    attend=_attend,
+    feed_forward=_feed_forward,
+    prefix=_prefix,
+    blocks=thirds,
+    grid=_grid,
+    enter=_enter,
+    leave=_leave,
+)
+
+
+def host(model: nn.Module) -> Host:
+    """The host of a timm ``VisionTransformer``. Raises ``ValueError`` for variants with other blocks."""
+    _check(model)
+    return TIMM_VIT

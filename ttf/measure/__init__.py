@@ -1,0 +1,6 @@
+"""Measuring: multiply-accumulates, parameters, throughput, provenance."""
+
+from ttf.measure.gmacs import gmacs, params_m
+from ttf.measure.throughput import Speed, interleaved
+
+__all__ = ["Speed", "gmacs", "interleaved", "params_m"]

@@ -1,0 +1,45 @@
+"""Multiply-accumulates of a real forward pass, and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@torch.no_grad()
+def gmacs(model: nn.Module, shape: Sequence[int]) -> float:
+    """Multiply-accumulates / 1e9 of one forward pass: the paper's GFLOPs.
+
+    Counts what runs, by torch's own operator-level counter: matrix products, convolutions and attention (fused or
+    not), those of the token transform included; element-wise work, norms and softmax are not counted.
+
+    Args:
+        model: in any mode; run once in evaluation mode.
+        shape: of the input, (3, H, W) for one image or (B, 3, H, W).
+
+    Returns:
+        For the whole input, so per image where B is 1 or not given.
+
+    Raises:
+        ValueError: the shape has neither 3 nor 4 dimensions.
+    """
+    if len(shape) not in (3, 4):
+        raise ValueError(f"shape must be (3, H, W) or (B, 3, H, W), got {tuple(shape)}")
+    full = (1, *shape) if len(shape) == 3 else tuple(shape)
+    like = next(model.parameters())
+    training = model.training
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter:
+            model.eval()(torch.zeros(full, device=like.device, dtype=like.dtype))
+    finally:
+        model.train(training)
+    return counter.get_total_flops() / 2e9
+
+
+def params_m(model: nn.Module) -> float:
+    """Parameters in millions."""
+    return sum(p.numel() for p in model.parameters()) / 1e6

@@ -1,0 +1,22 @@
+"""Small numerical tools that the operators share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Context without autocast on the device of x: what decides which token goes where is computed in float32."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def can_inspect(x: Tensor) -> bool:
+    """Whether looking at the values is free: eager, on a CPU, not while compiling, exporting or tracing."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def require_finite(x: Tensor, what: str) -> None:
+    """Raise ``ValueError`` if x (on a CPU, in eager mode; elsewhere nothing is looked at) has a NaN or infinity."""
+    if can_inspect(x) and not bool(torch.isfinite(x).all()):
+        raise ValueError(f"{what} contain NaN or infinite values: check the input images and the weights")

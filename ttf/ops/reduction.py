@@ -1,0 +1,128 @@
+"""``Reduction``: what every token-reduction method returns, Y = W X (Eq. 1) and the way back.
+
+Shapes: B batch, N tokens in, M tokens out, C channels, P prefix tokens (class, distillation, registers).
+Imports torch alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+RECOVERIES = ("nearest", "transpose")
+Recovery = Literal["nearest", "transpose"]
+
+
+def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index`` (B, K) of the tokens x (B, N, C): (B, K, C)."""
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduction(ABC):
+    """A transformation matrix W (B, M, N), in whatever form applies it fastest.
+
+    Attributes:
+        sizes: (B, M) float32, how many original tokens each new token stands for (Eq. 8).
+        kept: (B, M) int64, the token that each new token grew from, or None where there is none such.
+        nearest: (B, N) int64, the new token that stands in for each old one (Eq. 9), or None.
+    """
+
+    sizes: Tensor
+    kept: Tensor | None = None
+    nearest: Tensor | None = None
+
+    @abstractmethod
+    def down(self, x: Tensor) -> Tensor:
+        """Y = W X: (B, N, C) to (B, M, C), in the dtype of x."""
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """The explicit W, (B, M, N) float32."""
+
+    @abstractmethod
+    def spread(self, y: Tensor) -> Tensor:
+        """The way back without an index: (B, M, C) to (B, N, C), each old token from the new ones that it went into."""
+
+    def up(self, y: Tensor) -> Tensor:
+        """Dense tokens from new ones, (B, M, C) to (B, N, C): Eq. 10 by ``nearest``, or ``spread`` where that is None."""
+        return self.spread(y) if self.nearest is None else gather_tokens(y, self.nearest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseReduction(Reduction):
+    """Many-to-many form: every new token is a weighted mean over all old ones.
+
+    The first ``prefix`` tokens pass through untouched; n = N - prefix, m = M - prefix.
+
+    Attributes:
+        assignment: (B, n, m) float32, share of old token j that goes into new token i (Eq. 5, transposed).
+        mass: (B, n) float32, size of the old tokens, or None where all weigh 1.
+        prefix: number of tokens at the front that are isolated (identity rows and columns).
+    """
+
+    assignment: Tensor
+    mass: Tensor | None = None
+    prefix: int = 0
+
+    def _weights(self) -> Tensor:
+        """Row-stochastic weights of the non-prefix part (Eq. 6), (B, m, n)."""
+        weighted = self.assignment if self.mass is None else self.assignment * self.mass.unsqueeze(-1)
+        return (weighted / weighted.sum(1, keepdim=True)).transpose(1, 2)
+
+    def down(self, x: Tensor) -> Tensor:
+        y = self._weights().to(x.dtype) @ x[:, self.prefix :]
+        return torch.cat((x[:, : self.prefix], y), dim=1) if self.prefix else y
+
+    def spread(self, y: Tensor) -> Tensor:
+        x = self.assignment.to(y.dtype) @ y[:, self.prefix :]
+        return torch.cat((y[:, : self.prefix], x), dim=1) if self.prefix else x
+
+    def matrix(self) -> Tensor:
+        weights = F.pad(self._weights().float(), (self.prefix, 0, self.prefix, 0))
+        corner = torch.eye(self.prefix, device=weights.device)
+        weights[:, : self.prefix, : self.prefix] = corner
+        return weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssignmentReduction(Reduction):
+    """Exclusive form: every old token goes into one new token (merging), or into none (pruning).
+
+    Attributes:
+        index: (B, N) int64, the new token of each old one, -1 for a pruned token.
+        weight: (B, N) float32, W at (index_j, j); ignored where index is -1.
+    """
+
+    index: Tensor
+    weight: Tensor
+
+    def _live(self) -> tuple[Tensor, Tensor]:
+        pruned = self.index < 0
+        return self.index.clamp_min(0), self.weight.masked_fill(pruned, 0.0)
+
+    def down(self, x: Tensor) -> Tensor:
+        index, weight = self._live()
+        out = x.new_zeros(x.shape[0], self.sizes.shape[1], x.shape[2])
+        return out.scatter_add(1, index.unsqueeze(-1).expand_as(x), x * weight.unsqueeze(-1).to(x.dtype))
+
+    def spread(self, y: Tensor) -> Tensor:
+        index, _ = self._live()
+        return gather_tokens(y, index) * (self.index >= 0).unsqueeze(-1)
+
+    def matrix(self) -> Tensor:
+        index, weight = self._live()
+        out = weight.new_zeros(index.shape[0], self.sizes.shape[1], index.shape[1], dtype=torch.float32)
+        return out.scatter_add(1, index.unsqueeze(1), weight.float().unsqueeze(1))
+
+
+def recover(chain: tuple[Reduction, ...], y: Tensor) -> Tensor:
+    """Undo several reductions, the last one first: (B, M_last, C) to (B, N_first, C)."""
+    for reduction in reversed(chain):
+        y = reduction.up(y)
+    return y

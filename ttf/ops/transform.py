@@ -1,0 +1,114 @@
+"""The Token Transforming operator (Eq. 2-8) as pure functions.
+
+Shapes: B batch, n old tokens that take part, m new tokens, F features. Similarities are stored one row per old
+token, (B, n, m), so that the column softmax of Eq. 5 runs along contiguous memory. Imports torch alone.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ttf.ops.numerics import full_precision
+
+Gate = Literal["zero", "mask"]
+GATES: tuple[str, ...] = ("zero", "mask")
+
+
+def check_temperature(kappa: float, tau: float, gate: str) -> None:
+    """Raise ``ValueError`` unless kappa is in [-1, 1], tau is positive and finite, and the gate is known."""
+    if not -1.0 <= kappa <= 1.0:
+        raise ValueError(f"kappa is a cosine threshold and must be in [-1, 1], got {kappa}")
+    if not 0.0 < tau < math.inf:
+        raise ValueError(f"tau is an inverse temperature and must be positive and finite, got {tau}")
+    if gate not in GATES:
+        raise ValueError(f"gate must be one of {', '.join(GATES)}, got {gate!r}")
+
+
+def unit_features(*parts: Tensor) -> Tensor:
+    """Unit vectors whose dot product is the mean of the cosines of the parts (Eq. 4 with one part).
+
+    Args:
+        *parts: (B, n, F_k) each: tokens, mean keys, or both.
+
+    Returns:
+        (B, n, sum of F_k) float32.
+    """
+    units = [F.normalize(part.float(), dim=-1) for part in parts]
+    return units[0] if len(units) == 1 else torch.cat(units, dim=-1) / math.sqrt(len(units))
+
+
+def similarity(units: Tensor, others: Tensor) -> Tensor:
+    """Cosines of two sets of unit vectors, (B, n, F) and (B, m, F): (B, n, m) float32."""
+    with full_precision(units):
+        return units @ others.transpose(1, 2)
+
+
+def select(scores: Tensor, m: int) -> Tensor:
+    """Indices of the m highest scores in raster order: (B, n) to (B, m) int64."""
+    return scores.topk(m, dim=1, sorted=False).indices.sort(dim=1).values
+
+
+def novelty(scores: Tensor, cosines: Tensor) -> Tensor:
+    """Informativeness times what no more informative token already says.
+
+    score_j = h_j * (1 - max over {i: h_i > h_j} of cos(f_i, f_j)); beyond the paper.
+
+    Args:
+        scores: (B, n) informativeness h.
+        cosines: (B, n, n) between all tokens.
+
+    Returns:
+        (B, n) float32.
+    """
+    not_above = scores.unsqueeze(1) <= scores.unsqueeze(2)
+    return scores * (1.0 - cosines.masked_fill(not_above, -1.0).amax(dim=2))
+
+
+def assign(cosines: Tensor, kappa: float, tau: float, gate: Gate = "zero") -> Tensor:
+    """Gated similarity and assignment normalisation (Eq. 3 and 5): shares of each old token over the new ones.
+
+    Args:
+        cosines: (B, n, m).
+        kappa: threshold; a cosine below it becomes 0 (gate "zero", the paper: it still counts exp(0)) or takes no
+            part (gate "mask": an old token without any cosine >= kappa is dropped).
+        tau: inverse temperature; 150 overflows exp, which torch's max-subtracted softmax in float32 avoids.
+        gate: "zero" or "mask".
+
+    Returns:
+        (B, n, m) float32; every row sums to 1, or to 0 for a dropped token.
+    """
+    below = cosines < kappa
+    if gate == "zero":
+        return torch.softmax(cosines.masked_fill(below, 0.0) * tau, dim=-1)
+    logits = (cosines * tau).masked_fill(below & ~below.all(-1, keepdim=True), -math.inf)
+    return torch.softmax(logits, dim=-1).masked_fill(below, 0.0)
+
+
+def mark_own(cosines: Tensor, index: Tensor) -> Tensor:
+    """Set the cosine of every informative token with itself to exactly 1, so that no gate can empty a row of W.
+
+    Args:
+        cosines: (B, n, m).
+        index: (B, m), old token of each new one.
+    """
+    return cosines.scatter(1, index.unsqueeze(1), 1.0)
+
+
+def transformed_sizes(shares: Tensor, mass: Tensor | None) -> Tensor:
+    """Sizes of the new tokens (Eq. 8): s_i = sum_j m_ij, with m_ij weighted by the old sizes where these accumulate.
+
+    Args:
+        shares: (B, n, m) from ``assign``.
+        mass: (B, n) sizes of the old tokens, or None.
+
+    Returns:
+        (B, m) float32.
+    """
+    if mass is None:
+        return shares.sum(dim=1)
+    return (mass.float().unsqueeze(1) @ shares).squeeze(1)

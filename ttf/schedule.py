@@ -1,0 +1,117 @@
+"""Which blocks reduce, and to how many tokens.
+
+A schedule answers one question: ``kept(block, n)``, the number of patch tokens that remain of n after block ``block``
+(0-based), or n where that block does not reduce. Prefix tokens never count.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Rounding = Literal["floor", "round", "ceil"]
+ROUNDINGS = ("floor", "round", "ceil")
+EPSILON = 1e-9  # 0.29 * 100 is 28.999999999999996
+
+
+class Schedule(Protocol):
+    """Interface: see the module's text."""
+
+    def kept(self, block: int, n: int) -> int: ...
+
+    def check(self, depth: int) -> None:
+        """Raise ``ValueError`` where the schedule names blocks that a model of ``depth`` blocks does not have."""
+
+
+def thirds(depth: int) -> tuple[int, ...]:
+    """The default places: the starts of the 2nd, 3rd and 4th quarter, 3, 6, 9 of 12 (the paper's)."""
+    return tuple(sorted({i * depth // 4 for i in (1, 2, 3)}))
+
+
+def _check_blocks(blocks: tuple[int, ...], depth: int) -> None:
+    wrong = [b for b in blocks if not 0 <= b < depth]
+    if wrong:
+        raise ValueError(f"blocks {wrong} are out of range: the model has blocks 0 to {depth - 1}")
+
+
+@dataclass(frozen=True)
+class KeepRatio:
+    """Keep a share of the current patch tokens at each of some blocks.
+
+    Attributes:
+        ratio: keep ratio in (0, 1]; 1 keeps every token and changes nothing.
+        blocks: 0-based, where to reduce.
+        rounding: of ratio * n: "floor" (fits most of the paper's GFLOPs), "round" or "ceil". At least one token stays.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    ratio: float
+    blocks: tuple[int, ...]
+    rounding: Rounding = "floor"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.ratio <= 1.0:
+            raise ValueError(f"ratio is the share of tokens to keep and must be in (0, 1], got {self.ratio}")
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {self.rounding!r}")
+        if len(set(self.blocks)) != len(self.blocks):
+            raise ValueError(f"blocks {list(self.blocks)} name a block twice")
+
+    def check(self, depth: int) -> None:
+        _check_blocks(self.blocks, depth)
+
+    def kept(self, block: int, n: int) -> int:
+        if block not in self.blocks or self.ratio == 1.0 or n <= 1:
+            return n
+        exact = self.ratio * n
+        if self.rounding == "ceil":
+            return math.ceil(exact - EPSILON)
+        return max(1, math.floor(exact + (EPSILON if self.rounding == "floor" else 0.5)))
+
+
+@dataclass(frozen=True)
+class RemovePerBlock:
+    """Remove r patch tokens in every block (or in the given ones), never more than half of what is there.
+
+    Attributes:
+        r: tokens removed per block, >= 0.
+        blocks: 0-based, or None for all.
+    """
+
+    r: int
+    blocks: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.r < 0:
+            raise ValueError(f"r is the number of tokens to remove per block and must be >= 0, got {self.r}")
+
+    def check(self, depth: int) -> None:
+        _check_blocks(self.blocks or (), depth)
+
+    def kept(self, block: int, n: int) -> int:
+        active = self.blocks is None or block in self.blocks
+        return n - min(self.r, n // 2) if active else n
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Explicit numbers of patch tokens after given blocks.
+
+    Attributes:
+        counts: pairs (block, number of patch tokens kept).
+    """
+
+    counts: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        if any(count < 1 for _, count in self.counts):
+            raise ValueError("every count must be at least 1")
+
+    def check(self, depth: int) -> None:
+        _check_blocks(tuple(block for block, _ in self.counts), depth)
+
+    def kept(self, block: int, n: int) -> int:
+        return min(n, dict(self.counts).get(block, n))

@@ -1,0 +1,153 @@
+"""The compressed run over a host's blocks: tokens, sizes and the chain of reductions go from block to block in locals.
+
+Nothing is kept on any module, so one model may be used by several threads, compiled with ``fullgraph=True``,
+exported, copied and pickled. Shapes: B batch, N tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ttf.methods.base import LayerView, Method
+from ttf.ops.attention import Wanted
+from ttf.ops.reduction import Recovery, Reduction, recover
+from ttf.schedule import Schedule
+
+if TYPE_CHECKING:
+    from ttf.hosts import Host
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a stack is compressed.
+
+    Attributes:
+        method: turns what a layer knows into a Reduction.
+        schedule: which blocks reduce, to how many patch tokens.
+        host: how the blocks split into attention and feed-forward.
+        prefix: number of prefix tokens P.
+        recovery: how dense tokens come back at the end of the stack, or None to leave the short sequence.
+    """
+
+    method: Method
+    schedule: Schedule
+    host: Host
+    prefix: int
+    recovery: Recovery | None = None
+
+
+class State(NamedTuple):
+    """What goes from block to block.
+
+    Attributes:
+        x: (B, N, C) tokens.
+        sizes: (B, N) float32, or None while all are 1.
+        chain: (block, Reduction) of every reducing block so far.
+    """
+
+    x: Tensor
+    sizes: Tensor | None = None
+    chain: tuple[tuple[int, Reduction], ...] = ()
+
+    def dense(self) -> Tensor:
+        """The tokens on the grid that they started from."""
+        return recover(tuple(reduction for _, reduction in self.chain), self.x)
+
+
+def _advance(block: nn.Module, number: int, plan: Plan, recovery: Recovery | None, state: State) -> State:
+    """One block: attention, reduction if the schedule says so, feed-forward."""
+    x, sizes, chain = state
+    keep = plan.prefix + plan.schedule.kept(number, x.shape[1] - plan.prefix)
+    log_sizes = sizes if plan.method.scaling else None
+    if keep >= x.shape[1]:
+        if log_sizes is None:
+            return State(block(x), sizes, chain)
+        x, _ = plan.host.attend(block, x, log_sizes, None, plan.prefix)
+        return State(plan.host.feed_forward(block, x), sizes, chain)
+    x, known = plan.host.attend(block, x, log_sizes, plan.method.wanted, plan.prefix)
+    view = LayerView(x, plan.prefix, sizes, known.scores, known.keys, known.normed)
+    reduction = plan.method.reduce(view, keep, recovery)
+    x = plan.host.feed_forward(block, reduction.down(x))
+    return State(x, reduction.sizes, (*chain, (number, reduction)))
+
+
+class CompressedStack(nn.Sequential):
+    """A host's blocks under their own names (``state_dict`` keys do not change), run with token reduction.
+
+    Args:
+        blocks: the host's container; kept aside and given back by ``restored``.
+        plan: how to compress.
+    """
+
+    def __init__(self, blocks: nn.Sequential, plan: Plan) -> None:
+        super().__init__(OrderedDict(blocks.named_children()))
+        self.plan = plan
+        self._original = (blocks,)  # in a tuple, so that it is no submodule and its keys do not count twice
+        self.train(blocks.training)
+
+    def restored(self) -> nn.Sequential:
+        """The host's own container, with the blocks as they are now."""
+        original = self._original[0]
+        original._modules.clear()
+        original._modules.update(self._modules)
+        return original.train(self.training) if original.training != self.training else original
+
+    def run(
+        self,
+        x: Tensor,
+        *,
+        recovery: Recovery | None = None,
+        checkpointed: bool = False,
+        after: Callable[[int, State], None] | None = None,
+    ) -> State:
+        """Run all blocks on tokens x (B, N, C).
+
+        Args:
+            x: tokens with P prefix tokens at the front.
+            recovery: make the reductions able to recover in this way; None: as the plan says.
+            checkpointed: recompute activations in the backward pass.
+            after: called with (block number, state) after every block.
+
+        Returns:
+            The final state, on the short sequence.
+        """
+        recovery, state = recovery or self.plan.recovery, State(x)
+        for number, block in enumerate(self):
+            arguments: tuple[Any, ...] = (block, number, self.plan, recovery, state)
+            state = checkpoint(_advance, *arguments, use_reentrant=False) if checkpointed else _advance(*arguments)
+            if after is not None:
+                after(number, state)
+        return state
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, C) to tokens (B, M, C), or (B, N, C) where the plan recovers."""
+        state = self.run(x)
+        return state.dense() if self.plan.recovery else state.x
+
+    def extra_repr(self) -> str:
+        return f"{self.plan.method}, {self.plan.schedule}"
+
+
+def shallow_twin(model: nn.Module) -> Any:
+    """A second module over the same parameters, whose children can be exchanged without touching ``model``."""
+    twin = object.__new__(type(model))
+    twin.__dict__.update(model.__dict__)
+    twin.__dict__["_modules"] = dict(model._modules)
+    return twin
+
+
+class LayerKnowledge(NamedTuple):
+    """Statistics that ``Host.attend`` returns; None where not asked for. Shapes as in ``LayerView``."""
+
+    scores: Tensor | None = None
+    keys: Tensor | None = None
+    normed: Tensor | None = None
+
+
+Attend = Callable[[nn.Module, Tensor, Tensor | None, Wanted | None, int], tuple[Tensor, LayerKnowledge]]
