@@ -16,9 +16,9 @@ from ttf.ops.recovery import nearest_token
 from ttf.ops.reduction import DenseReduction, Recovery, gather_tokens
 
 Feature = Literal["x", "norm", "keys", "xk"]
-Selection = Literal["informative", "novel"]
+Selection = Literal["informative", "redundancy"]
 FEATURES = ("x", "norm", "keys", "xk")
-SELECTIONS = ("informative", "novel")
+SELECTIONS = ("informative", "redundancy")
 
 
 def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
@@ -42,7 +42,8 @@ class TokenTransform:
             of the cosines of x and of the keys.
         gate: below kappa a cosine becomes "zero" (Eq. 3) or is left out of the softmax ("mask").
         score_rows: rows of the attention map that informativeness (Eq. 2) sums: "all", "patch" or "class".
-        selection: "informative" (the highest H) or "novel" (H times what no more informative token says).
+        selection: "informative" (the highest H) or "redundancy" (redundancy-aware: H times what no
+            more informative token already says; beyond the paper).
         scaling: later layers add log s to their attention logits (Eq. 7).
 
     Raises:
@@ -56,7 +57,7 @@ class TokenTransform:
     feature: Feature = "xk"
     gate: transform.Gate = "zero"
     score_rows: ScoreRows = "all"
-    selection: Selection = "novel"
+    selection: Selection = "redundancy"
     scaling: bool = True
 
     def __post_init__(self) -> None:
