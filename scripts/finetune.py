@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from ttf.cli import user_errors
+from ttf import cli
 from ttf.data.scenes import NUM_CLASSES
 from ttf.data.transforms import preprocessing
 from ttf.models.weights import load_model, save_weights
@@ -17,7 +17,6 @@ from ttf.training import TokenLabelling, Trainer
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="finetune")
-@user_errors
 def main(cfg: DictConfig) -> None:
     torch.manual_seed(cfg.train.seed)
     model = load_model(cfg.model) if cfg.pretrained else instantiate(cfg.model.network)
@@ -33,4 +32,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -1,6 +1,6 @@
 """Token Transforming: training-free, many-to-many token compression for Vision Transformers (arXiv 2506.05709).
 
-    model = ttf.apply(timm.create_model("vit_small_patch16_224", pretrained=True), ratio=0.7)
+model = ttf.apply(timm.create_model("vit_small_patch16_224", pretrained=True), ratio=0.7)
 """
 
 from ttf import measure

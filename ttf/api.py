@@ -27,7 +27,9 @@ def _recovery(recover: bool | str) -> Recovery | None:
     return cast(Recovery, recover)
 
 
-def _schedule(ratio: float, blocks: Sequence[int] | None, default: tuple[int, ...], options: dict[str, Any]) -> Schedule:
+def _schedule(
+    ratio: float, blocks: Sequence[int] | None, default: tuple[int, ...], options: dict[str, Any]
+) -> Schedule:
     explicit = options.pop("schedule", None)
     rounding = options.pop("rounding", "floor")
     if explicit is not None:

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 OmegaConf.register_new_resolver("product", lambda a, b: int(a) * int(b), replace=True)
 
+USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException)
+INTERRUPTED = 130
 
-def user_errors(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator: a ``ValueError`` ends the program with its message and exit status 2 (TTF_TRACEBACK=1 shows all)."""
 
-    @functools.wraps(run)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return run(*args, **kwargs)
-        except ValueError as error:
-            if os.environ.get("TTF_TRACEBACK"):
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from error
+def run(main: Callable[[], Any]) -> None:
+    """Call a ``hydra.main`` function; mistakes of the user end with one message and exit status 2.
 
-    return wrapped
+    TTF_TRACEBACK=1 shows the whole traceback instead.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing and leaving
+    try:
+        main()
+    except USER_ERRORS as error:
+        if os.environ.get("TTF_TRACEBACK"):
+            raise
+        print(f"error: {_message(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted: finished rows are kept, the same command goes on where this one stopped", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _message(error: BaseException) -> str:
+    """The innermost cause: Hydra wraps what a ``_target_`` raises."""
+    while error.__cause__ is not None and isinstance(error, HydraException):
+        error = error.__cause__
+    return str(error)

@@ -20,6 +20,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 SIDE = 96
+GENERATOR = 1  # raise when scenes change: rows of other scenes are no longer the same run
 NUM_CLASSES = 10
 BACKGROUND = 0  # label of the semantic mask; digit d has label d + 1
 TEST_FRACTION = 0.25
@@ -173,6 +174,10 @@ class SceneClassification(Dataset[tuple[torch.Tensor, ...]]):
     def image(self, index: int) -> Image.Image:
         """Scene ``index`` as a picture."""
         return Image.fromarray(compose(self.seed, index, self.split).image)
+
+    def digest(self) -> str:
+        """Identity of the set."""
+        return f"scenes-{GENERATOR}-{self.split}-{self.seed}-{self.length}"
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         if not 0 <= index < self.length:

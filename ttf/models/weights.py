@@ -132,3 +132,12 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(key.encode())
         digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file. Raises ``ValueError`` where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"no checkpoint at {path} ({error.strerror}): give checkpoint=FILE") from error

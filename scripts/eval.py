@@ -1,0 +1,26 @@
+"""Measure a model, compressed or not, and write a row: ``python scripts/eval.py task=cls model=vit_ti_augreg``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from ttf import cli
+from ttf.results.report import log_row, print_row
+from ttf.results.store import write_json
+from ttf.tasks.run import execute
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="eval")
+def main(cfg: DictConfig) -> None:
+    row = execute(cfg)
+    print_row(row)
+    log_row(row, cfg.logger)
+    if cfg.out:
+        write_json(Path(cfg.out), row)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,62 @@
+"""Fixtures and settings of all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+torch.set_num_threads(1)
+settings.register_profile("ttf", deadline=None, derandomize=True, max_examples=25)
+settings.load_profile("ttf")
+
+TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 12, "num_heads": 3, "num_classes": 10}
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder ``shared`` beside the repository root: weights, photographs, golden numbers."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared: weights, photographs and golden numbers")
+    return folder
+
+
+def _stir(model: nn.Module) -> nn.Module:
+    """Parameters large enough that every part of the model changes its answer; evaluation mode."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def stir() -> Callable[[nn.Module], nn.Module]:
+    return _stir
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., VisionTransformer]:
+    """Maker of small, randomly initialised timm ViTs: 64 patches of 32x32 images, width 48, 12 blocks."""
+
+    def make(**changes: object) -> VisionTransformer:
+        return _stir(VisionTransformer(**{**TINY, **changes}))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def images() -> Callable[..., Tensor]:
+    """Maker of random images (B, 3, H, W)."""
+
+    def make(batch: int = 2, height: int = 32, width: int | None = None, seed: int = 0) -> Tensor:
+        size = (batch, 3, height, width or height)
+        return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+    return make

@@ -1,0 +1,117 @@
+"""Which blocks reduce, and to how many tokens."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ttf.schedule import Counts, KeepRatio, RemovePerBlock, thirds
+
+
+@pytest.mark.parametrize(
+    ("depth", "blocks"), [(12, (3, 6, 9)), (16, (4, 8, 12)), (14, (3, 7, 10)), (24, (6, 12, 18)), (32, (8, 16, 24))]
+)
+def test_default_blocks(depth: int, blocks: tuple[int, ...]) -> None:
+    assert thirds(depth) == blocks
+
+
+@given(st.integers(1, 64))
+def test_default_blocks_exist_in_every_model(depth: int) -> None:
+    KeepRatio(0.5, thirds(depth)).check(depth)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "n", "rounding", "kept"),
+    [
+        (0.29, 100, "floor", 29),  # 0.29 * 100 is 28.999999999999996
+        (0.29, 100, "ceil", 29),
+        (0.07, 100, "ceil", 7),  # 0.07 * 100 is 7.000000000000001
+        (0.7, 196, "floor", 137),
+        (0.7, 196, "ceil", 138),
+        (0.7, 196, "round", 137),
+        (0.6, 196, "round", 118),
+        (0.25, 1200, "floor", 300),
+        (0.01, 10, "floor", 1),
+    ],
+)
+def test_keep_ratio_rounding(ratio: float, n: int, rounding: str, kept: int) -> None:
+    assert KeepRatio(ratio, (3,), rounding).kept(3, n) == kept  # type: ignore[arg-type]
+
+
+@given(st.integers(1, 100), st.integers(1, 1000))
+def test_percentages_floor_as_integers_do(percent: int, n: int) -> None:
+    assert KeepRatio(percent / 100, (0,)).kept(0, n) == max(1, percent * n // 100)
+
+
+@given(
+    st.floats(0.0, 1.0, exclude_min=True, allow_subnormal=False),
+    st.integers(1, 5000),
+    st.sampled_from(["floor", "round", "ceil"]),
+)
+def test_at_least_one_token_stays_and_none_is_added(ratio: float, n: int, rounding: str) -> None:
+    assert 1 <= KeepRatio(ratio, (0,), rounding).kept(0, n) <= n  # type: ignore[arg-type]
+
+
+def test_tokens_are_left_alone_elsewhere() -> None:
+    schedule = KeepRatio(0.5, (3, 6))
+    assert [schedule.kept(block, 64) for block in range(8)] == [64, 64, 64, 32, 64, 64, 32, 64]
+    assert KeepRatio(1.0, (3, 6)).kept(3, 64) == 64
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.1, 1.0001, 2.0, math.nan, math.inf])
+def test_ratio_out_of_range(ratio: float) -> None:
+    with pytest.raises(ValueError, match=r"ratio .*\(0, 1\]"):
+        KeepRatio(ratio, (3,))
+
+
+def test_unknown_rounding_lists_the_valid_ones() -> None:
+    with pytest.raises(ValueError, match="floor, round, ceil"):
+        KeepRatio(0.7, (3,), "up")  # type: ignore[arg-type]
+
+
+def test_block_named_twice() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        KeepRatio(0.7, (3, 3))
+
+
+@pytest.mark.parametrize("schedule", [KeepRatio(0.7, (3, 12)), RemovePerBlock(2, (12,)), Counts(((12, 4),))])
+def test_blocks_out_of_range(schedule: KeepRatio | RemovePerBlock | Counts) -> None:
+    with pytest.raises(ValueError, match=r"\[12\].*0 to 11"):
+        schedule.check(12)
+    schedule.check(13)
+
+
+def test_negative_block_is_out_of_range() -> None:
+    with pytest.raises(ValueError, match=r"\[-1\]"):
+        KeepRatio(0.7, (-1,)).check(12)
+
+
+def test_remove_per_block() -> None:
+    schedule = RemovePerBlock(7)
+    assert [schedule.kept(block, 256) for block in (0, 31)] == [249, 249]
+    assert RemovePerBlock(7, (2,)).kept(1, 256) == 256
+    assert RemovePerBlock(0).kept(0, 256) == 256
+
+
+@given(st.integers(0, 300), st.integers(1, 300))
+def test_remove_per_block_never_takes_more_than_half(r: int, n: int) -> None:
+    assert RemovePerBlock(r).kept(0, n) == max(n - r, math.ceil(n / 2))
+
+
+def test_negative_removal() -> None:
+    with pytest.raises(ValueError, match=">= 0"):
+        RemovePerBlock(-1)
+
+
+def test_counts() -> None:
+    schedule = Counts(((2, 49), (5, 16)))
+    assert [schedule.kept(block, 144) for block in (1, 2, 5)] == [144, 49, 16]
+    assert schedule.kept(2, 30) == 30
+
+
+def test_count_of_nothing() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Counts(((2, 0),))

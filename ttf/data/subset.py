@@ -1,0 +1,69 @@
+"""Which images of a set are evaluated, and what happens to one that cannot be read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import torch
+from torch.utils.data import Dataset, default_collate
+
+from ttf.data.imagenet import BadImageError
+
+OnBadImage = Literal["stop", "skip"]
+
+
+class ImageSet(Protocol):
+    """What tasks expect of a data set."""
+
+    transform: Any
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> tuple[Any, ...]: ...
+    def image(self, index: int) -> Any: ...
+    def digest(self) -> str: ...
+
+
+class Shuffled(Dataset[Any]):
+    """The first ``limit`` images of a seeded shuffle, each as (index in the set, item or the error's text).
+
+    Args:
+        data: the whole set.
+        limit: how many; None or more than there are: all.
+        seed: of the shuffle.
+
+    Raises:
+        ValueError: ``limit`` below 1.
+    """
+
+    def __init__(self, data: ImageSet, limit: int | None = None, seed: int = 0) -> None:
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1, got {limit}")
+        self.data = data
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+        self.indices: list[int] = order[:limit].tolist()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[int, Any]:
+        index = self.indices[position]
+        try:
+            return index, self.data[index]
+        except BadImageError as error:
+            return index, str(error)
+
+
+class Collate:
+    """Batch of the readable items, and the errors of the others. With "stop" the first error is raised."""
+
+    def __init__(self, on_bad_image: OnBadImage = "stop") -> None:
+        if on_bad_image not in ("stop", "skip"):
+            raise ValueError(f"on_bad_image must be stop or skip, got {on_bad_image!r}")
+        self.on_bad_image = on_bad_image
+
+    def __call__(self, items: list[tuple[int, Any]]) -> tuple[list[int], Any, list[str]]:
+        bad = [item for _, item in items if isinstance(item, str)]
+        if bad and self.on_bad_image == "stop":
+            raise ValueError(bad[0])
+        good = [(index, item) for index, item in items if not isinstance(item, str)]
+        return [index for index, _ in good], default_collate([item for _, item in good]) if good else None, bad

@@ -1,0 +1,83 @@
+"""Rows of results on disk: one JSON file a run, named by the hash of what determines its numbers.
+
+``ID.json`` a finished row, ``ID.started.json`` a run that began (its config), ``ID.failed.json`` one that failed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import traceback
+from pathlib import Path
+from typing import Any
+
+from ttf.data.files import atomic_write
+
+Row = dict[str, Any]
+
+
+def signature(identity: dict[str, Any]) -> str:
+    """Twelve hexadecimal digits that identify a run: sha256 of its identity as sorted JSON."""
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def write_json(path: Path, content: Row) -> None:
+    """Write JSON atomically. Raises ``ValueError`` where the folder cannot be written."""
+    text = json.dumps(content, indent=1, default=str) + "\n"
+    atomic_write(path, lambda temporary: temporary.write_text(text))
+
+
+def read_json(path: Path) -> Row:
+    """Read a row. Raises ``ValueError`` where the file is no JSON object."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no row of results ({error}): remove it and run again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no row of results: remove it and run again")
+    return content
+
+
+class Store:
+    """The rows in a folder.
+
+    Args:
+        folder: made when the first row is written.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def path(self, name: str, state: str = "") -> Path:
+        return self.folder / f"{name}{'.' + state if state else ''}.json"
+
+    def finished(self, name: str) -> Row | None:
+        """The row of a finished run, or None."""
+        path = self.path(name)
+        return read_json(path) if path.exists() else None
+
+    def begin(self, name: str, config: Row) -> None:
+        """Note the config of a run that starts now; fails at once where the folder cannot be written."""
+        write_json(self.path(name, "started"), config)
+
+    def finish(self, name: str, row: Row) -> None:
+        """Write the row of a run, whole or not at all, and drop its other files."""
+        write_json(self.path(name), row)
+        for state in ("started", "failed"):
+            self.path(name, state).unlink(missing_ok=True)
+
+    def fail(self, name: str, config: Row, error: BaseException) -> None:
+        """Record a failure with its traceback."""
+        text = "".join(traceback.format_exception(error))
+        write_json(self.path(name, "failed"), {"config": config, "error": str(error), "traceback": text})
+        self.path(name, "started").unlink(missing_ok=True)
+
+    def rows(self) -> list[Row]:
+        """All finished rows, ordered by name."""
+        names = (f for f in sorted(self.folder.glob("*.json")) if "." not in f.stem)
+        return [read_json(f) for f in names]
+
+    def failures(self) -> list[Row]:
+        """All recorded failures."""
+        return [read_json(f) for f in sorted(self.folder.glob("*.failed.json"))]

@@ -1,0 +1,125 @@
+"""Classification: top-1 and top-5, and how far a compressed model moves from the uncompressed one.
+
+Shapes: n images, K classes, C channels of the features before the classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from ttf.data.subset import Collate, OnBadImage, Shuffled
+from ttf.tasks import intervals
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Outputs of a model over a set.
+
+    Attributes:
+        logits: (n, K) float32.
+        features: (n, C) float32, input of the classifier: the class token after the last norm, or the pooled tokens.
+        labels: (n,) int64.
+        bad: messages about images that could not be read (left out).
+    """
+
+    logits: Tensor
+    features: Tensor
+    labels: Tensor
+    bad: list[str]
+
+
+@contextmanager
+def _classifier_inputs(model: Any) -> Iterator[list[Tensor]]:
+    """Collect what goes into the classifier. Not for use by several threads on one model."""
+    head = model.get_classifier()
+    head = head[0] if isinstance(head, tuple) else head
+    seen: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _progress(label: str) -> Progress:
+    return Progress(TextColumn(label), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+
+
+def _check_finite(logits: Tensor, indices: list[int]) -> None:
+    rows = (~torch.isfinite(logits).all(dim=1)).nonzero().flatten().tolist()
+    if rows:
+        numbers = ", ".join(str(indices[r]) for r in rows[:4])
+        raise ValueError(f"the model gives NaN or infinite logits for image number {numbers}: check weights and dtype")
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    data: Shuffled,
+    *,
+    batch_size: int = 50,
+    workers: int = 0,
+    on_bad_image: OnBadImage = "stop",
+    label: str = "evaluating",
+) -> Predictions:
+    """Run ``model`` over ``data`` with a progress bar.
+
+    Raises:
+        ValueError: an unreadable image with on_bad_image="stop", no readable image at all, or NaN logits.
+    """
+    like = next(model.parameters())
+    loader = DataLoader(data, batch_size, num_workers=workers, collate_fn=Collate(on_bad_image))
+    logits, labels, bad = list[Tensor](), list[Tensor](), list[str]()
+    with _progress(label) as bar, _classifier_inputs(model) as features:
+        task = bar.add_task("", total=len(data))
+        for indices, batch, errors in loader:
+            bad += errors
+            bar.advance(task, len(indices) + len(errors))
+            if batch is not None:
+                logits.append(model(batch[0].to(like.device, like.dtype)).float().cpu())
+                labels.append(batch[1])
+                _check_finite(logits[-1], indices)
+        if not logits:
+            raise ValueError("not a single image could be read: " + "; ".join(bad[:4]))
+        pooled = torch.cat([f.float().cpu() for f in features])
+    return Predictions(torch.cat(logits), pooled, torch.cat(labels), bad)
+
+
+def _share(hits: Tensor) -> dict[str, Any]:
+    low, high = intervals.proportion(int(hits.sum()), len(hits))
+    return {"value": 100 * hits.double().mean().item(), "ci95": [100 * low, 100 * high]}
+
+
+def _average(values: Tensor) -> dict[str, Any]:
+    return {"value": values.double().mean().item(), "ci95": list(intervals.mean(values))}
+
+
+def accuracy(predictions: Predictions) -> dict[str, dict[str, Any]]:
+    """Top-1 and top-5 in percent with Wilson's 95 % intervals."""
+    k = min(5, predictions.logits.shape[1])
+    best = predictions.logits.topk(k, dim=1).indices == predictions.labels.unsqueeze(1)
+    return {"top1": _share(best[:, 0]), "top5": _share(best.any(1))}
+
+
+def deviation(compressed: Predictions, base: Predictions) -> dict[str, dict[str, Any]]:
+    """How far ``compressed`` is from ``base`` on the same images, with 95 % intervals.
+
+    Returns:
+        agreement: images with the same top-1 class, percent.
+        kl: KL(base || compressed) of the class probabilities, nats, mean over images.
+        class_token_error: ||c - c_base|| / ||c_base|| of the classifier's input, mean over images (Fig. 2).
+    """
+    same = compressed.logits.argmax(1) == base.logits.argmax(1)
+    log_p, log_q = base.logits.log_softmax(1), compressed.logits.log_softmax(1)
+    kl = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(1)
+    error = (compressed.features - base.features).norm(dim=1) / base.features.norm(dim=1)
+    return {"agreement": _share(same), "kl": _average(kl), "class_token_error": _average(error)}

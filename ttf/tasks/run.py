@@ -1,0 +1,198 @@
+"""One run of ``scripts/eval.py``: config in, row out."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import ttf
+from ttf.data.files import atomic_write
+from ttf.data.subset import ImageSet, Shuffled
+from ttf.data.transforms import Preprocessing, preprocessing
+from ttf.measure.provenance import provenance
+from ttf.models.weights import file_digest, fingerprint, load_model
+from ttf.results.store import Row, Store, signature
+from ttf.stack import shallow_twin
+from ttf.tasks import classification
+from ttf.tasks.classification import Predictions
+
+# what can change the numbers, and nothing else, makes a run's identity
+IDENTITY = ("task", "model", "method", "schedule", "recover", "dtype", "limit", "seed", "on_bad_image")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def check_pair(cfg: DictConfig) -> None:
+    """Raise ``ValueError`` where the model is not made for the task; the message lists those that are."""
+    if cfg.task.name in cfg.model.tasks:
+        return
+    folder = Path(__file__).resolve().parents[2] / "configs" / "model"
+    fitting = [f.stem for f in sorted(folder.glob("*.yaml")) if cfg.task.name in OmegaConf.load(f).tasks]  # type: ignore[union-attr]
+    raise ValueError(f"model={cfg.model.name} is not for task={cfg.task.name}: choose one of {', '.join(fitting)}")
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of a name, "auto" being a GPU if there is one. Raises ``ValueError`` if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not available here: use device=cpu or device=auto") from error
+    return device
+
+
+def pick_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a name. Raises ``ValueError`` for others than float32, float16, bfloat16."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def reduction(cfg: DictConfig) -> dict[str, Any] | None:
+    """Arguments of ``ttf.apply`` from the config groups method and schedule; None for method=none."""
+    if cfg.method.method == "none":
+        return None
+    options = {k: v for k, v in OmegaConf.to_container(cfg.method, resolve=True).items() if v is not None}  # type: ignore[union-attr]
+    common = {"recover": cfg.recover, **options}
+    if "_target_" in cfg.schedule:
+        return {**common, "schedule": instantiate(cfg.schedule, _convert_="object")}
+    return {**common, **OmegaConf.to_container(cfg.schedule, resolve=True)}  # type: ignore[dict-item]
+
+
+class Run:
+    """One evaluation. Cheap to make: nothing is loaded before ``measure``.
+
+    Args:
+        cfg: the composed config of ``scripts/eval.py``.
+
+    Raises:
+        ValueError: task and model do not fit, or the data set is not there.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        check_pair(cfg)
+        self.cfg, self.device = cfg, pick_device(cfg.device)
+        self.dtype, self.reduction = pick_dtype(cfg.dtype), reduction(cfg)
+        self.set: ImageSet = instantiate(cfg.task.data[cfg.task.dataset])
+        self.data = Shuffled(self.set, cfg.limit, cfg.seed)
+        self.config = self._identity()
+        self.name = signature(self.config)
+
+    def _identity(self) -> Row:
+        resolved: Any = OmegaConf.to_container(self.cfg, resolve=True)
+        chosen: Row = {key: resolved[key] for key in IDENTITY}
+        chosen["task"] = {"name": self.cfg.task.name, "dataset": self.cfg.task.dataset}
+        chosen["data"] = self.set.digest()
+        chosen["checkpoint"] = file_digest(Path(self.cfg.checkpoint)) if self.cfg.checkpoint else None
+        return chosen
+
+    def _predict(self, model: nn.Module, label: str) -> Predictions:
+        return classification.predict(
+            model, self.data, batch_size=self.cfg.batch_size, workers=self.cfg.workers,
+            on_bad_image=self.cfg.on_bad_image, label=label,
+        )  # fmt: skip
+
+    def _base(self, model: nn.Module, how: Preprocessing, weights: str) -> Predictions:
+        """Predictions of the uncompressed model, kept on disk: a sweep computes them once."""
+        identity = [weights, self.set.digest(), self.data.indices, how.as_dict(), self.cfg.dtype, self.device.type]
+        key = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+        path = Path(self.cfg.paths.cache) / f"base-{key}.safetensors"
+        if path.exists():
+            return Predictions(**load_file(path), bad=[])
+        base = self._predict(model, f"{self.cfg.model.name}, uncompressed")
+        if not base.bad:
+            tensors = {"logits": base.logits, "features": base.features, "labels": base.labels}
+            atomic_write(path, partial(save_file, tensors))
+        return base
+
+    def _compression(self, model: nn.Module) -> AbstractContextManager[Any]:
+        return nullcontext() if self.reduction is None else ttf.applied(model, **self.reduction)
+
+    def measure(self) -> Row:
+        """Load, evaluate and time the model; the row of results."""
+        begin = time.time()
+        model = load_model(self.cfg.model, self.cfg.checkpoint)
+        weights, how = fingerprint(model), preprocessing(model)
+        model.to(self.device, self.dtype)
+        self.set.transform = how.build()
+        with self._compression(model):  # a wrong option shows before the long evaluation
+            costs = self._costs(model, how)
+        base = self._base(model, how, weights)
+        with self._compression(model):
+            ours = base if self.reduction is None else self._predict(model, f"{self.cfg.model.name}, {self._words()}")
+        row = {
+            "id": self.name, "config": self.config, "experiment": self.cfg.get("name"),
+            "metrics": {**classification.accuracy(ours), **classification.deviation(ours, base)},
+            **costs, "images": len(ours.labels), "bad_images": [Path(b.split(" cannot")[0]).name for b in ours.bad],
+            "preprocessing": how.as_dict(), "weights_sha256": weights, "dtype": self.cfg.dtype,
+            **provenance(self.device), "throughput": self._throughput(model, how),
+            "command": " ".join(["python", "scripts/eval.py", *self._overrides()]),
+            "seconds": round(time.time() - begin, 1),
+        }  # fmt: skip
+        return row
+
+    def _overrides(self) -> list[str]:
+        from hydra.core.hydra_config import HydraConfig
+
+        if not HydraConfig.initialized():
+            return []
+        hidden = ("paths.", "out=", "checkpoint=", "hydra.", "force=")
+        return [o for o in HydraConfig.get().overrides.task if not o.startswith(hidden)]
+
+    def _words(self) -> str:
+        return f"{self.cfg.method.method} {self.cfg.method.get('preset') or ''} ratio {self.cfg.ratio}"
+
+    def _costs(self, model: nn.Module, how: Preprocessing) -> Row:
+        like = next(model.parameters())
+        blank = torch.zeros(1, *how.input_size, device=like.device, dtype=like.dtype)
+        layers = [] if self.reduction is None else ttf.trace(model, blank)
+        return {
+            "gmacs": ttf.measure.gmacs(model, how.input_size), "params_m": ttf.measure.params_m(model),
+            "tokens": [{"block": layer.block, "tokens": layer.W.shape[1]} for layer in layers],
+        }  # fmt: skip
+
+    def _throughput(self, model: nn.Module, how: Preprocessing) -> Row | None:
+        """Speed of the uncompressed and the compressed model, interleaved on synthetic images; None if switched off."""
+        batch, rounds = self.cfg.throughput.batch_size, self.cfg.throughput.rounds
+        if not batch:
+            return None
+        images = torch.randn(batch, *how.input_size).to(self.device, self.dtype)
+        if self.reduction is None:
+            times = ttf.measure.interleaved({"uncompressed": model}, images, rounds)
+        else:
+            twin = ttf.apply(shallow_twin(model), **self.reduction)
+            times = ttf.measure.interleaved({"uncompressed": model, "compressed": twin}, images, rounds)
+        return {"batch_size": batch, "rounds": rounds, **{name: vars(speed) for name, speed in times.items()}}
+
+
+def execute(cfg: DictConfig) -> Row:
+    """Run once, or return the row of the same run that has finished before.
+
+    Raises:
+        ValueError: for mistakes that are the user's; every failure is recorded beside the rows first.
+    """
+    run, store = Run(cfg), Store(cfg.paths.runs)
+    row = None if cfg.force else store.finished(run.name)
+    if row is not None:
+        print(f"{run.name} has finished before: {store.path(run.name)} (force=true runs it again)", file=sys.stderr)
+        return row
+    store.begin(run.name, run.config)
+    try:
+        row = run.measure()
+    except Exception as error:
+        store.fail(run.name, run.config, error)
+        raise
+    store.finish(run.name, row)
+    return row
