@@ -168,6 +168,14 @@ def test_masked_tokens_are_kept_whole_or_dropped_whole(case: Case) -> None:
     assert bool((reduction.sizes.sum(1) <= case.mass.sum(1) * (1 + 1e-5)).all())
 
 
+def test_dropped_tokens_have_finite_gradients() -> None:
+    cosines = torch.tensor([[[0.9, 0.1], [0.2, -0.3]]], requires_grad=True)
+    shares = transform.assign(cosines, kappa=0.5, tau=2.0, gate="mask")
+    assert shares.tolist() == [[[1.0, 0.0], [0.0, 0.0]]]
+    shares.square().sum().backward()
+    assert bool(torch.isfinite(cosines.grad).all())  # type: ignore[arg-type]
+
+
 @given(cases(isolate=True))
 def test_isolated_prefix_tokens_keep_to_themselves(case: Case) -> None:
     reduction, prefix = case.reduce(), case.view.prefix

@@ -41,6 +41,9 @@ class Preprocessing:
 def preprocessing(model: nn.Module, **changes: Any) -> Preprocessing:
     """Preprocessing of ``model`` from its ``pretrained_cfg``; ``changes`` replace single fields."""
     known = timm.data.resolve_model_data_config(model)
+    own = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if own is not None:  # a model built for another size than its published weights
+        known["input_size"] = (known["input_size"][0], *own)
     fields = {name: known[name] for name in Preprocessing.__dataclass_fields__}
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     return Preprocessing(**{**fields, **changes})

@@ -66,20 +66,25 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")
 
 
+def _differences(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
+    shapes = sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape)
+    listed = {
+        "missing": sorted(own.keys() - tensors.keys()),
+        "not in the model": sorted(tensors.keys() - own.keys()),
+        "other shape": [f"{k} {tuple(tensors[k].shape)}, not {tuple(own[k].shape)}" for k in shapes],
+    }
+    return [f"{what}: {_some(names)}" for what, names in listed.items() if names]
+
+
 def load_strictly(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Load ``tensors`` into ``model``; every name and shape must agree.
 
     Raises:
         ValueError: names or shapes differ (another architecture or another size), or a value is not finite.
     """
-    own = model.state_dict()
-    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    shapes = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
-    if missing or extra or shapes:
-        parts = [f"missing: {_some(missing)}"] if missing else []
-        parts += [f"not in the model: {_some(extra)}"] if extra else []
-        parts += [f"other shape: {_some([f'{k} {tuple(tensors[k].shape)}, not {tuple(own[k].shape)}' for k in sorted(shapes)])}"] if shapes else []  # fmt: skip
-        raise ValueError(f"{source} is of another architecture than the model: " + "; ".join(parts))
+    differences = _differences(model.state_dict(), tensors)
+    if differences:
+        raise ValueError(f"{source} is of another architecture than the model: {'; '.join(differences)}")
     bad = sorted(k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all())
     if bad:
         raise ValueError(f"{source} has NaN or infinite values in {_some(bad)}")
@@ -103,19 +108,28 @@ def _from_hub(network: Any) -> nn.Module:
         ) from error
 
 
-def load_model(model: Any, checkpoint: str | Path | None = None) -> nn.Module:
+def _local(model: Any, checkpoint: str | Path | None, folder: str | Path | None) -> Path | None:
+    """The file that holds the weights, or None where they come from a hub."""
+    if checkpoint:
+        return Path(checkpoint)
+    if model.weights == "embedded":
+        return EMBEDDED / f"{model.name}.safetensors"
+    candidate = Path(folder) / f"{model.network.model_name}.safetensors" if folder else None
+    return candidate if candidate is not None and candidate.is_file() else None
+
+
+def load_model(model: Any, checkpoint: str | Path | None = None, folder: str | Path | None = None) -> nn.Module:
     """The network of a model config with its trained weights, in evaluation mode.
 
     Args:
         model: config group ``model``: name, network (a ``_target_``), weights ("embedded" or "hub").
         checkpoint: a file instead; see ``read_checkpoint``.
+        folder: looked into before the hub, for files named after timm's tags.
 
     Raises:
         ValueError: no weights to be had, or weights of another architecture.
     """
-    path = Path(checkpoint) if checkpoint else None
-    if path is None and model.weights == "embedded":
-        path = EMBEDDED / f"{model.name}.safetensors"
+    path = _local(model, checkpoint, folder)
     if path is None:
         return _from_hub(model.network).eval()
     network = instantiate(model.network)

@@ -123,7 +123,7 @@ class Run:
     def measure(self) -> Row:
         """Load, evaluate and time the model; the row of results."""
         begin = time.time()
-        model = load_model(self.cfg.model, self.cfg.checkpoint)
+        model = load_model(self.cfg.model, self.cfg.checkpoint, self.cfg.paths.weights)
         weights, how = fingerprint(model), preprocessing(model)
         model.to(self.device, self.dtype)
         self.set.transform = how.build()

@@ -1,0 +1,126 @@
+"""Data sets: the digit scenes, ImageNet's layout, preprocessing, files."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from ttf.data.files import atomic_write
+from ttf.data.imagenet import ImageNetFolder
+from ttf.data.scenes import SIDE, SceneClassification, compose, digit_split
+from ttf.data.transforms import preprocessing
+
+
+def test_train_and_test_digits_are_disjoint():
+    (train, train_labels), (test, test_labels) = digit_split("train"), digit_split("test")
+    assert len(train) + len(test) == 1797 == len(train_labels) + len(test_labels)
+    seen = {digit.tobytes() for digit in train}
+    assert not [digit for digit in test if digit.tobytes() in seen]
+
+
+def test_a_scene_is_a_function_of_its_number():
+    first, again, other = compose(0, 5, "test"), compose(0, 5, "test"), compose(0, 6, "test")
+    assert np.array_equal(first.image, again.image)
+    assert np.array_equal(first.depth, again.depth)
+    assert not np.array_equal(first.image, other.image)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_annotations_fit_together(split):
+    for index in range(40):
+        scene = compose(3, index, split)
+        assert scene.image.shape == (SIDE, SIDE, 3)
+        assert scene.mask.shape == scene.depth.shape == (SIDE, SIDE)
+        nearest = scene.mask[scene.depth == scene.depth[scene.mask > 0].min()]
+        assert set(nearest.tolist()) == {scene.label + 1}  # the class is the nearest digit
+        assert scene.label in scene.box_labels
+        assert len(scene.boxes) == len(scene.box_labels) >= 1
+        assert (scene.boxes[:, 2:] > scene.boxes[:, :2]).all()
+        inside = np.zeros((SIDE, SIDE), bool)
+        for x0, y0, x1, y1 in scene.boxes.astype(int):
+            inside[y0:y1, x0:x1] = True
+        assert not (scene.mask[~inside] > 0).any()
+        assert np.isfinite(scene.depth).all() and (scene.depth > 0).all()
+
+
+def test_patch_labels_are_those_of_the_patch_centres():
+    image, label, patches = SceneClassification("train", 3, patch=8)[1]
+    scene = compose(0, 1, "train")
+    assert label == scene.label
+    assert image.size == (SIDE, SIDE)
+    assert patches.shape == (12, 12)
+    assert patches[3, 5] == scene.mask[8 * 3 + 4, 8 * 5 + 4]
+
+
+def test_scenes_end():
+    with pytest.raises(IndexError):
+        SceneClassification("test", 3)[3]
+    with pytest.raises(ValueError, match="'train' or 'test'"):
+        compose(0, 0, "val")
+
+
+def _imagenet(root, wnids=("n01440764", "n01443537"), count=2):
+    for wnid in wnids:
+        (root / "val" / wnid).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(root / "val" / wnid / f"{number}.jpg")
+    return root
+
+
+def test_imagenet_labels_are_those_of_imagenet(tmp_path):
+    data = ImageNetFolder(_imagenet(tmp_path, ("n01443537", "n15075141")))
+    assert [label for _, label in data.samples] == [1, 1, 999, 999]  # goldfish, toilet tissue
+
+
+def test_imagenet_errors_say_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match=r"no ImageNet at .*paths\.imagenet=ROOT.*val/<wnid>"):
+        ImageNetFolder(tmp_path / "none")
+    (tmp_path / "val").mkdir()
+    with pytest.raises(ValueError, match="no classes"):
+        ImageNetFolder(tmp_path)
+    _imagenet(tmp_path, ("n01443537",))
+    (tmp_path / "val" / "n01440764").mkdir()
+    with pytest.raises(ValueError, match="class folder .*n01440764 is empty"):
+        ImageNetFolder(tmp_path)
+    (tmp_path / "val" / "n01440764").rename(tmp_path / "val" / "cats")
+    with pytest.raises(ValueError, match="cats .*are no ImageNet-1k classes"):
+        ImageNetFolder(tmp_path)
+
+
+def test_digest_follows_the_files(tmp_path):
+    _imagenet(tmp_path)
+    before = ImageNetFolder(tmp_path).digest()
+    assert before == ImageNetFolder(tmp_path).digest()
+    (tmp_path / "val" / "n01440764" / "1.jpg").unlink()
+    assert before != ImageNetFolder(tmp_path).digest()
+
+
+def test_preprocessing_comes_from_the_weights():
+    augreg = timm.create_model("vit_tiny_patch16_224.augreg_in21k_ft_in1k", depth=1)
+    deit = timm.create_model("deit_tiny_patch16_224.fb_in1k", depth=1)
+    assert preprocessing(augreg).mean == (0.5, 0.5, 0.5)
+    assert preprocessing(deit).mean == (0.485, 0.456, 0.406)
+    assert preprocessing(deit).crop_pct == 0.9
+    assert preprocessing(timm.create_model("deit_tiny_patch16_224", img_size=64, depth=1)).input_size == (3, 64, 64)
+    image = preprocessing(augreg).build()(Image.new("RGB", (300, 260), (255, 255, 255)))
+    assert image.shape == (3, 224, 224)
+    assert torch.allclose(image, torch.ones(()))
+
+
+def test_atomic_write_leaves_the_old_file_on_failure(tmp_path):
+    path = tmp_path / "row.json"
+    path.write_text("old")
+
+    def full(temporary):
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ValueError, match="No space left on device.*free some space"):
+        atomic_write(path, full)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["row.json"]

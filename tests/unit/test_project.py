@@ -1,0 +1,48 @@
+"""The project's own rules."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def _names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[<>=\[ ]", line)[0] for line in requirements}
+
+
+def test_conda_installs_the_packages_of_pyproject():
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    lines = (ROOT / "environment.yml").read_text().splitlines()
+    assert _names(wanted) <= _names([line.strip(" -") for line in lines])
+
+
+def test_every_make_target_is_explained():
+    text = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z0-9_-]+):", text, re.M))
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[1] for line in shown.splitlines()} == targets
+    assert {"help", "setup", "demo", "test", "lint", "doctor"} <= targets
+
+
+def test_operators_import_torch_alone():
+    for file in (ROOT / "ttf" / "ops").glob("*.py"):
+        imports = re.findall(r"^\s*(?:from|import) (\S+)", file.read_text(), re.M)
+        allowed = ("torch", "ttf.ops", "__future__", "dataclasses", "abc", "typing", "math")
+        assert not [name for name in imports if not name.startswith(allowed)], file
+
+
+@pytest.mark.parametrize("experiment", sorted((ROOT / "configs" / "experiment" / "readings").glob("*.yaml")))
+def test_every_experiment_composes(experiment):
+    from hydra import compose, initialize_config_dir
+
+    name = f"readings/{experiment.stem}"
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("eval", [f"experiment={name}"])
+    assert cfg.name == name
+    assert f"experiment={name}" in experiment.read_text()  # the command stands in its header

@@ -1,0 +1,116 @@
+"""What a machine has for this project, and what each missing thing costs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from ttf.measure.provenance import device_name
+from ttf.models.weights import EMBEDDED
+
+CORE = (
+    "torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "pandas", "matplotlib", "scikit-learn", "rich",
+    "safetensors", "pillow",
+)  # fmt: skip
+OPTIONAL = {
+    "onnx": "ONNX export",
+    "onnxscript": "ONNX export",
+    "onnxruntime": "running exported models",
+    "hydra-joblib-launcher": "parallel sweeps (hydra/launcher=joblib)",
+    "hydra-submitit-launcher": "sweeps on SLURM (hydra/launcher=submitit_slurm)",
+}
+GIB = 2**30
+LITTLE_SPACE = 2 * GIB
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked for.
+
+    Attributes:
+        what: its name.
+        found: what is there, or None.
+        cost: what does not work without it.
+        remedy: how to get it.
+    """
+
+    what: str
+    found: str | None
+    cost: str = ""
+    remedy: str = ""
+
+
+def _package(name: str, cost: str, remedy: str) -> Finding:
+    try:
+        return Finding(name, version(name))
+    except PackageNotFoundError:
+        return Finding(name, None, cost, remedy)
+
+
+def _dataset(cfg: DictConfig) -> Finding:
+    try:
+        data = instantiate(cfg.task.data.imagenet)
+    except ValueError as error:
+        cost = "task=cls on vit_*_augreg and deit_*: no accuracy (parameters, GMACs and speed still work)"
+        return Finding("ImageNet", None, cost, str(error))
+    return Finding("ImageNet", f"{len(data)} images in {data.folder}")
+
+
+def _hub_folder() -> Path:
+    default = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
+    return Path(os.environ.get("HF_HUB_CACHE", default))
+
+
+def _weights(model: DictConfig, local: str | None) -> Finding:
+    if model.weights == "embedded":
+        path = EMBEDDED / f"{model.name}.safetensors"
+        remedy = f"python scripts/finetune.py experiment=mini/cls writes it; copy it to {path}"
+        return Finding(f"weights {model.name}", "embedded" if path.exists() else None, "make demo", remedy)
+    if local and (Path(local) / f"{model.network.model_name}.safetensors").is_file():
+        return Finding(f"weights {model.name}", f"in {local}")
+    folder = _hub_folder() / f"models--timm--{model.network.model_name}"
+    remedy = "downloaded at first use; offline: checkpoint=FILE with timm's keys"
+    cost = f"model={model.name} without a connection"
+    return Finding(f"weights {model.name}", str(folder) if folder.is_dir() else None, cost, remedy)
+
+
+def _accelerator() -> Finding:
+    if torch.cuda.is_available():
+        return Finding("GPU", device_name(torch.device("cuda")))
+    return Finding("GPU", None, "speed: everything runs on the CPU", f"now: {device_name(torch.device('cpu'))}")
+
+
+def _space(cfg: DictConfig) -> Finding:
+    free = shutil.disk_usage(cfg.paths.root).free
+    words = f"{free / GIB:.0f} GiB free"
+    return Finding("disk", words) if free > LITTLE_SPACE else Finding("disk", None, "rows and weights", words)
+
+
+def examine(cfg: DictConfig) -> list[Finding]:
+    """Look for packages, device, disk space, data and weights. ``cfg``: the composed config of ``scripts/eval.py``."""
+    models = sorted((Path(__file__).parents[1] / "configs" / "model").glob("*.yaml"))
+    return [
+        *(_package(name, "everything", "make setup") for name in CORE),
+        *(_package(name, cost, "make setup EXTRAS=dev,sweep") for name, cost in OPTIONAL.items()),
+        _accelerator(),
+        _space(cfg),
+        _dataset(cfg),
+        *(_weights(OmegaConf.load(path), cfg.paths.weights) for path in models),  # type: ignore[arg-type]
+    ]
+
+
+def print_findings(findings: list[Finding]) -> None:
+    """Print a table: what is there, what is missing, what that costs and how to get it."""
+    table = Table("what", "found", "without it", "remedy", title="ttf doctor")
+    for f in findings:
+        table.add_row(f.what, f.found or "[bold]missing[/bold]", f.cost, f.remedy)
+    Console().print(table)

@@ -1,0 +1,65 @@
+"""Tables from rows: pure functions to markdown and to the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from ttf.results.store import Row
+
+HEADER = ("", "top-1 %", "agree %", "KL", "token err", "GMACs", "speed-up", "of MACs")
+
+
+LEGEND = (
+    "agree: images with the uncompressed model's class; KL: KL(uncompressed || compressed), nats; token err: relative "
+    "L2 error of the classifier's input; of MACs: speed-up / (MACs uncompressed / MACs compressed); [95 % interval]"
+)
+
+
+def _small(value: float) -> str:
+    return f"{value:.4f}" if value == 0 or value >= 1e-3 else f"{value:.1e}"
+
+
+def _cells(row: Row, base: Row) -> list[str]:
+    metric = {name: m["value"] for name, m in row["metrics"].items()}
+    low, high = row["metrics"]["top1"]["ci95"]
+    speed = (row["throughput"] or {}).get("compressed")
+    cells = [f"{metric['top1']:.1f} [{low:.1f}, {high:.1f}]", f"{metric['agreement']:.1f}", _small(metric["kl"])]
+    cells += [f"{metric['class_token_error']:.3f}", f"{row['gmacs']:.3f}"]
+    if not speed:
+        return [*cells, "", ""]
+    possible = base["gmacs"] / row["gmacs"]
+    return [*cells, f"{speed['speed_up']:.2f}x", f"{speed['speed_up'] / possible:.2f}"]
+
+
+def comparison(rows: Mapping[str, Row]) -> list[Sequence[str]]:
+    """Cells of a comparison, header first. ``rows``: name to row; the first is the uncompressed model."""
+    base = next(iter(rows.values()))
+    return [HEADER, *([name, *_cells(row, base)] for name, row in rows.items())]
+
+
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+    """A markdown table, header first."""
+    head, *body = (f"| {' | '.join(line)} |" for line in cells)
+    return "\n".join([head, "|" + "---|" * len(cells[0]), *body]) + "\n"
+
+
+def terminal(cells: Sequence[Sequence[str]], title: str) -> Table:
+    """The same for rich."""
+    table = Table(*cells[0], title=title)
+    for line in cells[1:]:
+        table.add_row(*line)
+    return table
+
+
+def by_model(rows: Sequence[Row]) -> list[tuple[str, list[Sequence[str]]]]:
+    """One comparison a model, the uncompressed row first; (title, cells). Rows of a set of images, of a device."""
+    groups: dict[str, dict[str, Row]] = {}
+    for row in sorted(rows, key=lambda r: (r["gmacs"], r["experiment"]), reverse=True):
+        groups.setdefault(row["config"]["model"]["name"], {})[str(row["experiment"])] = row
+    return [(_title(name, next(iter(group.values()))), comparison(group)) for name, group in sorted(groups.items())]
+
+
+def _title(name: str, row: Row) -> str:
+    return f"{name}: {row['images']} images of {row['config']['task']['dataset']}, {row['dtype']}, {row['device']}"
