@@ -19,7 +19,9 @@ from ttf.training import TokenLabelling, Trainer
 @hydra.main(version_base="1.3", config_path="../configs", config_name="finetune")
 def main(cfg: DictConfig) -> None:
     torch.manual_seed(cfg.train.seed)
-    model = load_model(cfg.model, cfg.checkpoint, cfg.paths.weights) if cfg.pretrained else instantiate(cfg.model.network)
+    model = (
+        load_model(cfg.model, cfg.checkpoint, cfg.paths.weights) if cfg.pretrained else instantiate(cfg.model.network)
+    )
     transform = preprocessing(model).build()
     train, test = (instantiate(cfg.data[part], transform=transform) for part in ("train", "test"))
     folder = Path(cfg.output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ttf import hosts, methods
 from ttf.methods.base import Method
-from ttf.ops.reduction import RECOVERIES, Recovery, gather_tokens
+from ttf.ops.reduction import RECOVERIES, Recovery
 from ttf.schedule import KeepRatio, Schedule
 from ttf.stack import CompressedStack, Plan, State, shallow_twin
 

@@ -15,7 +15,11 @@ def test_a_row_holds_what_a_table_needs(evaluate):
     for name in ("top1", "top5", "agreement", "kl", "class_token_error"):
         low, high = row["metrics"][name]["ci95"]
         assert low <= row["metrics"][name]["value"] <= high
-    assert [layer["tokens"] for layer in row["tokens"]] == [101, 71, 50]  # 144 patches: 100, 70, 49, and the class token
+    assert [layer["tokens"] for layer in row["tokens"]] == [
+        101,
+        71,
+        50,
+    ]  # 144 patches: 100, 70, 49, and the class token
     assert row["images"] == 32
     assert row["preprocessing"]["mean"] == (0.5, 0.5, 0.5)
     assert row["weights_sha256"] and row["versions"]["torch"] and row["git"] and row["dtype"] == "float32"

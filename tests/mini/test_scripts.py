@@ -88,7 +88,9 @@ def test_wandb_offline(tmp_path):
 
 @pytest.mark.slow
 def test_the_demo(tmp_path):
-    done = script("demo", tmp_path, "limit=40", "throughput.batch_size=2", "throughput.rounds=5", f"demo_folder={tmp_path}")
+    done = script(
+        "demo", tmp_path, "limit=40", "throughput.batch_size=2", "throughput.rounds=5", f"demo_folder={tmp_path}"
+    )
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "table.md").read_text()
     assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| uncompressed", "| paper", "| default"]

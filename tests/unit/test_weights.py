@@ -60,7 +60,12 @@ def test_a_missing_file(tmp_path):
 
 def test_another_architecture_says_what_differs(network):
     state = network.state_dict()
-    wrong = {"0.weight": torch.zeros(5, 4), "0.bias": state["0.bias"], "1.bias": state["1.bias"], "head": torch.zeros(1)}
+    wrong = {
+        "0.weight": torch.zeros(5, 4),
+        "0.bias": state["0.bias"],
+        "1.bias": state["1.bias"],
+        "head": torch.zeros(1),
+    }
     with pytest.raises(ValueError, match="another architecture") as caught:
         load_strictly(network, wrong, "file.pth")
     for part in ("missing: 1.weight", "not in the model: head", "0.weight (5, 4), not (3, 4)"):

@@ -5,7 +5,7 @@ Shapes: B batch, N tokens, C channels, H heads, D head dimension, P prefix token
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -156,7 +156,7 @@ def _mean_weights(model: Any, sizes: Tensor) -> Tensor:
     return torch.cat((torch.ones_like(sizes[:, :first]), weights), dim=1).unsqueeze(-1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compressed_class(own: type[nn.Module]) -> type[nn.Module]:
     return type(f"Compressed{own.__name__}", (CompressedViT, own), {"__module__": __name__})
 

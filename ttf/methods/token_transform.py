@@ -54,7 +54,7 @@ class TokenTransform:
     tau: float = 150.0
     accumulate: bool = True
     isolate: bool = True
-    feature: Feature = "xk"
+    feature: Feature = "x"
     gate: transform.Gate = "zero"
     score_rows: ScoreRows = "all"
     selection: Selection = "redundancy"
@@ -112,5 +112,5 @@ class TokenTransform:
 
 PRESETS: dict[str, dict[str, object]] = {
     "default": {},
-    "paper": {"accumulate": False, "isolate": False, "feature": "x", "selection": "informative"},
+    "paper": {"accumulate": False, "isolate": False, "selection": "informative"},
 }

@@ -70,7 +70,8 @@ def mapped_attention(
     if bias is not None:
         logits = logits + bias
     attention = torch.softmax(logits, dim=-1, dtype=torch.float32)
-    return F.dropout(attention, dropout).to(v.dtype) @ v, attention
+    weights = F.dropout(attention, dropout) if dropout else attention
+    return weights.to(v.dtype) @ v, attention
 
 
 def column_sums(attention: Tensor, rows: ScoreRows = "all", prefix: int = 1) -> Tensor:

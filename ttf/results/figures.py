@@ -15,10 +15,10 @@ from ttf.data.files import atomic_write
 from ttf.data.transforms import Preprocessing
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.patches import Rectangle  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 SHOWN_ROWS = 4
 DIM = 0.22  # brightness of a patch that is no informative token
