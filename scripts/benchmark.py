@@ -1,4 +1,4 @@
-"""Speed of a model, uncompressed beside compressed, interleaved: ``python scripts/benchmark.py model=deit_s ratio=0.7``."""
+"""Speed, compressed beside uncompressed: ``python scripts/benchmark.py model=deit_s ratio=0.7``."""
 
 from __future__ import annotations
 

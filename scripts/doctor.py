@@ -1,4 +1,4 @@
-"""What is installed, which data and weights are there, and what each missing thing costs: ``python scripts/doctor.py``."""
+"""What is installed and found, and what each missing thing costs: ``python scripts/doctor.py``."""
 
 from __future__ import annotations
 

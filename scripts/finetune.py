@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import hydra
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from timm.models.vision_transformer import VisionTransformer
 
 from ttf import cli
 from ttf.data.scenes import NUM_CLASSES
@@ -25,7 +27,7 @@ def main(cfg: DictConfig) -> None:
     transform = preprocessing(model).build()
     train, test = (instantiate(cfg.data[part], transform=transform) for part in ("train", "test"))
     folder = Path(cfg.output)
-    objective = TokenLabelling(model, NUM_CLASSES + 1)
+    objective = TokenLabelling(cast(VisionTransformer, model), NUM_CLASSES + 1)
     trainer = Trainer(model, objective, train, test, instantiate(cfg.train), folder)
     trainer.resume()
     rows = trainer.fit()

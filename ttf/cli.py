@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
@@ -13,8 +15,29 @@ from omegaconf.errors import OmegaConfBaseException
 
 OmegaConf.register_new_resolver("product", lambda a, b: int(a) * int(b), replace=True)
 
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
 USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException)
 INTERRUPTED = 130
+
+
+def expand_experiments(arguments: Sequence[str]) -> list[str]:
+    """``experiment=glob(table/*)`` as a list of names: Hydra's own glob does not look into sub-folders.
+
+    Raises:
+        ValueError: nothing fits the pattern.
+    """
+
+    def expand(argument: str) -> str:
+        found = re.fullmatch(r"experiment=glob\((.+)\)", argument)
+        if not found:
+            return argument
+        files = sorted(EXPERIMENTS.glob(f"{found[1]}.yaml"))
+        if not files:
+            folders = ", ".join(sorted(f.name for f in EXPERIMENTS.iterdir() if f.is_dir()))
+            raise ValueError(f"no experiment fits {found[1]!r}: there are {folders}")
+        return "experiment=" + ",".join(str(f.relative_to(EXPERIMENTS).with_suffix("")) for f in files)
+
+    return [expand(argument) for argument in arguments]
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -24,6 +47,7 @@ def run(main: Callable[[], Any]) -> None:
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing and leaving
     try:
+        sys.argv[1:] = expand_experiments(sys.argv[1:])
         main()
     except USER_ERRORS as error:
         if os.environ.get("TTF_TRACEBACK"):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -88,7 +89,7 @@ def top1(model: nn.Module, data: Dataset, batch_size: int = 100) -> float:
 
 
 class TokenLabelling(nn.Module):
-    """Training-only supervision: a linear head that names what lies under each patch token, beside the model's own head.
+    """Training-only supervision: a linear head names what lies under each patch token, beside the model's own head.
 
     Without it a small Vision Transformer sits on chance level for hundreds of steps. Its weights are not saved.
 
@@ -152,7 +153,7 @@ class Trainer:
         self.step, self.seconds, self.rows = state["step"], state["seconds"], state["rows"]
 
     def _save(self) -> None:
-        state = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state: dict[str, Any] = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
         state |= {"step": self.step, "seconds": self.seconds, "rows": self.rows}
         atomic_write(self.state_file, lambda path: torch.save(state, path))
         with open(self.folder / "log.csv", "w", newline="") as file:

@@ -38,7 +38,7 @@ def _project(attn: Attention, x: Tensor, heads: Tensor) -> Tensor:
 
 
 def _attention(
-    attn: Attention, x: Tensor, sizes: Tensor | None, wanted: Wanted | None, prefix: int
+    attn: Any, x: Tensor, sizes: Tensor | None, wanted: Wanted | None, prefix: int
 ) -> tuple[Tensor, LayerKnowledge]:
     q, k, v = _qkv(attn, x)
     bias, dropout = size_bias(sizes, q.dtype), attn.attn_drop.p if attn.training else 0.0
@@ -96,7 +96,7 @@ class CompressedViT:
     """
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _blank, (_own_class(self),), self.__getstate__()  # type: ignore[attr-defined]
+        return _blank, (_own_class(self),), self.__getstate__()
 
     def _embed(self: Any, x: Tensor) -> Tensor:
         return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
@@ -157,7 +157,7 @@ def _mean_weights(model: Any, sizes: Tensor) -> Tensor:
 
 
 @cache
-def _compressed_class(own: type[nn.Module]) -> type[nn.Module]:
+def _compressed_class(own: Any) -> Any:
     return type(f"Compressed{own.__name__}", (CompressedViT, own), {"__module__": __name__})
 
 
@@ -165,13 +165,14 @@ def _own_class(model: Any) -> Any:
     return type(model).__mro__[2]
 
 
-def _blank(own: type[nn.Module]) -> nn.Module:
+def _blank(own: Any) -> nn.Module:
     return object.__new__(_compressed_class(own))
 
 
 def _enter(model: nn.Module) -> None:
     if not isinstance(model, CompressedViT):
-        model.__class__ = _compressed_class(type(model))
+        own: Any = type(model)
+        model.__class__ = _compressed_class(own)
 
 
 def _leave(model: nn.Module) -> None:

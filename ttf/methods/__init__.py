@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 from ttf.methods.base import LayerView, Method
 from ttf.methods.token_transform import PRESETS, TokenTransform
@@ -43,4 +43,4 @@ def build(method: str | Method, preset: str = "default", **options: Any) -> Meth
     if unknown:
         raise ValueError(f"{method} has no option {', '.join(unknown)}: there are {', '.join(valid)}")
     start = _preset(preset) if kind is TokenTransform else {}
-    return kind(**{**start, **options})
+    return cast(Method, kind(**{**start, **options}))

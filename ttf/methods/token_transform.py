@@ -71,10 +71,14 @@ class TokenTransform:
         return Wanted(self.score_rows, keys=self.feature in ("keys", "xk"), normed=self.feature == "norm")
 
     def _units(self, view: LayerView) -> Tensor:
-        parts = {"x": [view.x], "norm": [view.normed], "keys": [view.keys], "xk": [view.x, view.keys]}[self.feature]
-        present = [part for part in parts if part is not None]
-        assert len(present) == len(parts), f"the host did not provide feature {self.feature}"
-        return transform.unit_features(*present)
+        x, keys = view.x, view.keys
+        if self.feature in ("keys", "xk"):
+            assert keys is not None, "the host did not provide keys"
+            return transform.unit_features(keys) if self.feature == "keys" else transform.unit_features(x, keys)
+        if self.feature == "norm":
+            assert view.normed is not None, "the host did not provide normed tokens"
+            return transform.unit_features(view.normed)
+        return transform.unit_features(x)
 
     def _cosines(self, units: Tensor, scores: Tensor, keep: int, prefix: int) -> tuple[Tensor, Tensor]:
         """Informative tokens (B, M) and cosines of all tokens with them (B, N, M), all prefix tokens informative."""

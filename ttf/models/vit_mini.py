@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any, cast
+
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -26,9 +29,9 @@ class ConvStem(PatchEmbed):
         super().__init__(in_chans=in_chans, embed_dim=embed_dim, **kwargs)
         widths = (in_chans, embed_dim // 4, embed_dim // 2, embed_dim)
         layers: list[nn.Module] = []
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        for narrow, wide in pairwise(widths):
             layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(wide), nn.GELU()]
-        self.proj = nn.Sequential(*layers[:-1])
+        self.proj = cast(Any, nn.Sequential(*layers[:-1]))
 
 
 def vit_mini(num_classes: int = 10, **kwargs) -> VisionTransformer:
@@ -42,5 +45,5 @@ def vit_mini(num_classes: int = 10, **kwargs) -> VisionTransformer:
         img_size=96, patch_size=8, embed_dim=96, depth=12, num_heads=3, mlp_ratio=3, num_classes=num_classes,
         embed_layer=ConvStem, weight_init="jax", **kwargs,
     )  # fmt: skip
-    model.pretrained_cfg = {**PREPROCESSING, "num_classes": num_classes, "architecture": "vit_mini"}
+    cast(Any, model).pretrained_cfg = {**PREPROCESSING, "num_classes": num_classes, "architecture": "vit_mini"}
     return model

@@ -6,7 +6,7 @@ import hashlib
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.utils import instantiate
@@ -30,7 +30,7 @@ def save_weights(model: nn.Module, path: Path, half: bool = False) -> None:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -95,7 +95,7 @@ def _apply_metadata(model: nn.Module, metadata: dict[str, str]) -> None:
     """Mean and std that a checkpoint carries take precedence over the architecture's."""
     known = {k: tuple(float(v) for v in metadata[k].split(",")) for k in ("mean", "std") if k in metadata}
     if known:
-        model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **known}
+        cast(Any, model).pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **known}
 
 
 def _from_hub(network: Any) -> nn.Module:

@@ -50,7 +50,7 @@ class Reduction(ABC):
         """The way back without an index: (B, M, C) to (B, N, C), each old token from the new ones that it went into."""
 
     def up(self, y: Tensor) -> Tensor:
-        """Dense tokens from new ones, (B, M, C) to (B, N, C): Eq. 10 by ``nearest``, or ``spread`` where that is None."""
+        """Dense tokens from new ones, (B, M, C) to (B, N, C): Eq. 10 by ``nearest``, ``spread`` where that is None."""
         return self.spread(y) if self.nearest is None else gather_tokens(y, self.nearest)
 
 

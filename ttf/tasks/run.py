@@ -37,7 +37,7 @@ def check_pair(cfg: DictConfig) -> None:
     if cfg.task.name in cfg.model.tasks:
         return
     folder = Path(__file__).resolve().parents[2] / "configs" / "model"
-    fitting = [f.stem for f in sorted(folder.glob("*.yaml")) if cfg.task.name in OmegaConf.load(f).tasks]  # type: ignore[union-attr]
+    fitting = [f.stem for f in sorted(folder.glob("*.yaml")) if cfg.task.name in OmegaConf.load(f).tasks]
     raise ValueError(f"model={cfg.model.name} is not for task={cfg.task.name}: choose one of {', '.join(fitting)}")
 
 
@@ -64,11 +64,12 @@ def reduction(cfg: DictConfig) -> dict[str, Any] | None:
     """Arguments of ``ttf.apply`` from the config groups method and schedule; None for method=none."""
     if cfg.method.method == "none":
         return None
-    options = {k: v for k, v in OmegaConf.to_container(cfg.method, resolve=True).items() if v is not None}  # type: ignore[union-attr]
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    options = {name: value for name, value in resolved["method"].items() if value is not None}
     common = {"recover": cfg.recover, **options}
     if "_target_" in cfg.schedule:
         return {**common, "schedule": instantiate(cfg.schedule, _convert_="object")}
-    return {**common, **OmegaConf.to_container(cfg.schedule, resolve=True)}  # type: ignore[dict-item]
+    return {**common, **resolved["schedule"]}
 
 
 class Run:
