@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hydra
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 import ttf
 from ttf import cli
+from ttf.building import build
 from ttf.data.transforms import preprocessing
 from ttf.measure.provenance import device_name
 from ttf.stack import shallow_twin
@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> None:
         raise ValueError("method=none compresses nothing: choose a method")
     device = pick_device(cfg.device)
     torch.manual_seed(cfg.seed)
-    model = instantiate(cfg.model.network).eval().to(device, pick_dtype(cfg.dtype))
+    model = build(cfg.model.network).eval().to(device, pick_dtype(cfg.dtype))
     size = preprocessing(model).input_size
     twin = ttf.apply(shallow_twin(model), **options)
     macs = {name: ttf.measure.gmacs(m, size) for name, m in (("uncompressed", model), ("compressed", twin))}

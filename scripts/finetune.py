@@ -7,11 +7,11 @@ from typing import cast
 
 import hydra
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from timm.models.vision_transformer import VisionTransformer
 
 from ttf import cli
+from ttf.building import build
 from ttf.data.scenes import NUM_CLASSES
 from ttf.data.transforms import preprocessing
 from ttf.models.weights import load_model, save_weights
@@ -21,14 +21,12 @@ from ttf.training import TokenLabelling, Trainer
 @hydra.main(version_base="1.3", config_path="../configs", config_name="finetune")
 def main(cfg: DictConfig) -> None:
     torch.manual_seed(cfg.train.seed)
-    model = (
-        load_model(cfg.model, cfg.checkpoint, cfg.paths.weights) if cfg.pretrained else instantiate(cfg.model.network)
-    )
+    model = load_model(cfg.model, cfg.checkpoint, cfg.paths.weights) if cfg.pretrained else build(cfg.model.network)
     transform = preprocessing(model).build()
-    train, test = (instantiate(cfg.data[part], transform=transform) for part in ("train", "test"))
+    train, test = (build(cfg.data[part], transform=transform) for part in ("train", "test"))
     folder = Path(cfg.output)
     objective = TokenLabelling(cast(VisionTransformer, model), NUM_CLASSES + 1)
-    trainer = Trainer(model, objective, train, test, instantiate(cfg.train), folder)
+    trainer = Trainer(model, objective, train, test, build(cfg.train), folder)
     trainer.resume()
     rows = trainer.fit()
     save_weights(model, folder / f"{cfg.model.name}.safetensors", half=True)

@@ -52,15 +52,8 @@ def run(main: Callable[[], Any]) -> None:
     except USER_ERRORS as error:
         if os.environ.get("TTF_TRACEBACK"):
             raise
-        print(f"error: {_message(error)}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted: finished rows are kept, the same command goes on where this one stopped", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
-
-
-def _message(error: BaseException) -> str:
-    """The innermost cause: Hydra wraps what a ``_target_`` raises."""
-    while error.__cause__ is not None and isinstance(error, HydraException):
-        error = error.__cause__
-    return str(error)

@@ -9,11 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from ttf.building import build
 from ttf.measure.provenance import device_name
 from ttf.models.weights import EMBEDDED
 
@@ -58,7 +58,7 @@ def _package(name: str, cost: str, remedy: str) -> Finding:
 
 def _dataset(cfg: DictConfig) -> Finding:
     try:
-        data = instantiate(cfg.task.data.imagenet)
+        data = build(cfg.task.data.imagenet)
     except ValueError as error:
         cost = "task=cls on vit_*_augreg and deit_*: no accuracy (parameters, GMACs and speed still work)"
         return Finding("ImageNet", None, cost, str(error))

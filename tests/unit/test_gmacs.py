@@ -55,8 +55,11 @@ def test_a_batch_costs_as_many_times_more(tiny: Callable[..., VisionTransformer]
 def test_modes_are_restored(tiny: Callable[..., VisionTransformer], training: bool) -> None:
     model = tiny().train(training)
     model.blocks[0].train(not training)
+    seen: list[bool] = []
+    model.blocks[0].register_forward_pre_hook(lambda block, _: seen.append(block.training))
     before = {name: module.training for name, module in model.named_modules()}
     ttf.measure.gmacs(model, (3, 32, 32))
+    assert seen == [False]
     assert {name: module.training for name, module in model.named_modules()} == before
 
 

@@ -282,6 +282,17 @@ def test_equal_and_empty_tokens_leave_no_hole(case: Case, seed: int) -> None:
     torch.testing.assert_close(weights.sum(2), torch.ones(weights.shape[:2]), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("gate", ["zero", "mask"])
+def test_informative_token_of_zeros_stays_itself(gate: str) -> None:
+    view = _view(1, 6, 4, 0, False, 0)
+    view.x[0, 2], view.scores[0, 2] = 0.0, 9.0  # type: ignore[index]
+    reduction = TokenTransform(feature="x", gate=gate, selection="informative").reduce(view, 3)  # type: ignore[arg-type]
+    assert reduction.kept is not None
+    row = reduction.matrix()[0, reduction.kept[0].tolist().index(2)]
+    torch.testing.assert_close(row.sum(), torch.tensor(1.0))
+    assert row[2] > 0.0
+
+
 @given(cases())
 def test_autocast_does_not_touch_the_decisions(case: Case) -> None:
     plain = case.reduce()

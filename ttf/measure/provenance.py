@@ -12,6 +12,7 @@ import torch
 from torch.backends import cuda
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "ttf")
+CODE = ("ttf", "configs", "scripts", "pyproject.toml")  # what numbers depend on; rows themselves do not make it dirty
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -63,7 +64,7 @@ def attention_backend(device: torch.device) -> str:
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Versions, git commit and dirty flag, device and attention backend, for a row of results."""
-    status = _git("status", "--porcelain")
+    status = _git("status", "--porcelain", "--", *CODE)
     return {
         "versions": versions(),
         "git": {"sha": _git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)},

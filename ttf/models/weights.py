@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from hydra.utils import instantiate
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ttf.building import build
 from ttf.data.files import atomic_write
 
 EMBEDDED = Path(__file__).parent / "checkpoints"
@@ -100,7 +100,7 @@ def _apply_metadata(model: nn.Module, metadata: dict[str, str]) -> None:
 
 def _from_hub(network: Any) -> nn.Module:
     try:
-        return instantiate(network, pretrained=True)
+        return build(network, pretrained=True)
     except Exception as error:  # huggingface_hub, urllib and requests each raise their own
         raise ValueError(
             f"the weights of {network.model_name} could not be downloaded ({type(error).__name__}: "
@@ -132,7 +132,7 @@ def load_model(model: Any, checkpoint: str | Path | None = None, folder: str | P
     path = _local(model, checkpoint, folder)
     if path is None:
         return _from_hub(model.network).eval()
-    network = instantiate(model.network)
+    network = build(model.network)
     tensors, metadata = read_checkpoint(path)
     load_strictly(network, tensors, str(path))
     _apply_metadata(network, metadata)

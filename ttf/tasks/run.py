@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import ttf
+from ttf.building import build
 from ttf.data.files import atomic_write
 from ttf.data.subset import ImageSet, Shuffled
 from ttf.data.transforms import Preprocessing, preprocessing
@@ -68,7 +68,7 @@ def reduction(cfg: DictConfig) -> dict[str, Any] | None:
     options = {name: value for name, value in resolved["method"].items() if value is not None}
     common = {"recover": cfg.recover, **options}
     if "_target_" in cfg.schedule:
-        return {**common, "schedule": instantiate(cfg.schedule, _convert_="object")}
+        return {**common, "schedule": build(cfg.schedule, _convert_="object")}
     return {**common, **resolved["schedule"]}
 
 
@@ -86,7 +86,7 @@ class Run:
         check_pair(cfg)
         self.cfg, self.device = cfg, pick_device(cfg.device)
         self.dtype, self.reduction = pick_dtype(cfg.dtype), reduction(cfg)
-        self.set: ImageSet = instantiate(cfg.task.data[cfg.task.dataset])
+        self.set: ImageSet = build(cfg.task.data[cfg.task.dataset])
         self.data = Shuffled(self.set, cfg.limit, cfg.seed)
         self.config = self._identity()
         self.name = signature(self.config)
