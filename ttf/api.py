@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ttf import hosts, methods
 from ttf.methods.base import Method
+from ttf.ops.numerics import full_precision
 from ttf.ops.reduction import RECOVERIES, Recovery
 from ttf.schedule import KeepRatio, Schedule
 from ttf.stack import CompressedStack, Plan, State, shallow_twin
@@ -180,6 +181,7 @@ def _layers(state: State, grid: tuple[int, int], prefix: int) -> list[LayerTrace
         matrix, kept = reduction.matrix(), reduction.kept
         assert kept is not None
         origin = kept if not layers else layers[-1].origin.gather(1, kept)
-        total = matrix if not layers else matrix @ layers[-1].total
+        with full_precision(matrix):
+            total = matrix if not layers else matrix @ layers[-1].total
         layers.append(LayerTrace(block, kept, origin, matrix, total, reduction.sizes, grid, prefix))
     return layers

@@ -68,7 +68,7 @@ class KeepRatio:
             return n
         exact = self.ratio * n
         if self.rounding == "ceil":
-            return math.ceil(exact - EPSILON)
+            return max(1, math.ceil(exact - EPSILON))
         return max(1, math.floor(exact + (EPSILON if self.rounding == "floor" else 0.5)))
 
 

@@ -89,14 +89,21 @@ class CompressedStack(nn.Sequential):
         super().__init__(OrderedDict(blocks.named_children()))
         self.plan = plan
         self._original = (blocks,)  # in a tuple, so that it is no submodule and its keys do not count twice
-        self.train(blocks.training)
+        self.training = blocks.training
+
+    def __getitem__(self, index: Any) -> Any:
+        """A block, or for a slice a plain ``nn.Sequential`` of blocks."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
 
     def restored(self) -> nn.Sequential:
         """The host's own container, with the blocks as they are now."""
         original = self._original[0]
         original._modules.clear()
         original._modules.update(self._modules)
-        return original.train(self.training) if original.training != self.training else original
+        original.training = self.training
+        return original
 
     def run(
         self,

@@ -127,7 +127,7 @@ def test_compressed_tokens_equal_the_run_by_hand(name: str, variant: Variant, im
     "options",
     [
         {"preset": "paper"},
-        {"feature": "x"},
+        {"feature": "xk"},
         {"feature": "norm"},
         {"feature": "keys"},
         {"gate": "mask", "kappa": 0.9},
@@ -156,12 +156,16 @@ def test_scaling_can_be_switched_off(tiny: Tiny, images: Images) -> None:
     model.blocks[11].register_forward_hook(lambda block, inputs, out: captured.extend((block.forward(*inputs), out)))
     model(images())
     assert seen[0].shape[1] == 45
-    assert torch.equal(*captured)
+    assert len(captured) == 2
+    assert torch.equal(captured[0], captured[1])
 
 
+@pytest.mark.parametrize("options", [{}, {"gate": "mask", "kappa": 0.9}], ids=str)
 @pytest.mark.parametrize("name", AVERAGED)
-def test_average_pool_weighs_tokens_by_size(name: str, variant: Variant, images: Images) -> None:
-    model, x = ttf.apply(variant(name), **SOFT), images()
+def test_average_pool_weighs_tokens_by_size(
+    name: str, options: dict[str, Any], variant: Variant, images: Images
+) -> None:
+    model, x = ttf.apply(variant(name), **SOFT, **options), images()
     first = 0 if model.pool_include_prefix else model.num_prefix_tokens
     tokens, sizes = (values[:, first:] for values in _by_hand(model, x))
     weights = sizes / sizes.sum(1, keepdim=True)
@@ -186,6 +190,7 @@ def test_recovered_models_see_dense_tokens(name: str, recover: bool | str, varia
     ttf.apply(model, recover=recover)
     features = model.forward_features(x)
     assert features.shape == tokens
+    assert torch.equal(model.norm(model.blocks(_embedded(model, x))), features)
     torch.testing.assert_close(model(x), ttf.remove(model).forward_head(features))
 
 

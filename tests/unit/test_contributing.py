@@ -22,7 +22,7 @@ from ttf.ops.transform import select
 def test_the_example_method_runs(tiny, images):
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.S)
-    space: dict = {"__name__": "example"}
+    space: dict = {"__name__": __name__}
     exec(PREAMBLE + code[1], space)
     model, x = tiny(), images()
     ttf.apply(model, method=space["RandomPruning"](seed=3), ratio=0.5)

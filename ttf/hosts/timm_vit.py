@@ -88,64 +88,76 @@ class _Replay:
         return _Replay(self.outputs[chosen])
 
 
-class CompressedViT:
-    """Mixed into the class of a compressed model, beside its own class, for what the stack cannot do alone:
+def _embed(model: Any, x: Tensor) -> Tensor:
+    return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
 
-    sizes that weight the average pool, attention pools that see sizes, gradient checkpointing, and dense tokens at
-    the taps of ``forward_intermediates``.
+
+def _run(model: Any, x: Tensor) -> State:
+    return model.blocks.run(_embed(model, x), checkpointed=model.grad_checkpointing and model.training)
+
+
+def _refuse_masks(attn_mask: Tensor | None, is_causal: bool) -> None:
+    if attn_mask is not None or is_causal:
+        raise ValueError("a compressed model takes no attention mask: its tokens are no longer those of the mask")
+
+
+def _forward_features(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """Tokens (B, M, C) after the last norm, (B, N, C) where the plan recovers.
+
+    In a model that pools by the plain mean, tokens carry their weight s_i / mean(s) already, so that timm's own mean
+    over them is the size-weighted mean.
+    """
+    _refuse_masks(attn_mask, is_causal)
+    state = _run(self, x)
+    if self.blocks.plan.recovery:
+        return self.norm(state.dense())
+    tokens = self.norm(state.x)
+    if state.sizes is None or self.attn_pool is not None or self.global_pool != "avg":
+        return tokens
+    return tokens * _mean_weights(self, state.sizes).to(tokens.dtype)
+
+
+def _forward(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """As the model's own; an attention pool sees the sizes as log s."""
+    if not isinstance(self.attn_pool, AttentionPoolLatent) or self.blocks.plan.recovery:
+        return self.forward_head(self.forward_features(x, attn_mask, is_causal))
+    _refuse_masks(attn_mask, is_causal)
+    state = _run(self, x)
+    first = 0 if getattr(self, "pool_include_prefix", False) else self.num_prefix_tokens
+    sizes = None if state.sizes is None else state.sizes[:, first:]
+    tokens = self.norm(state.x)[:, first:]
+    pooled = self.attn_pool(tokens, attn_mask=size_bias(sizes, tokens.dtype))
+    return self.head(self.head_drop(self.fc_norm(pooled)))
+
+
+def _forward_intermediates(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """timm's own, every tap recovered to the grid of the image (Eq. 10)."""
+    _refuse_masks(kwargs.get("attn_mask"), kwargs.get("is_causal", False))
+    outputs: list[Tensor] = []
+    recovery = self.blocks.plan.recovery or "nearest"
+    self.blocks.run(_embed(self, x), recovery=recovery, after=lambda _, state: outputs.append(state.dense()))
+    shadow = shallow_twin(self)
+    del shadow._modules["blocks"]
+    shadow.__dict__["blocks"] = _Replay(outputs)
+    return vit.VisionTransformer.forward_intermediates(shadow, x, *args, **kwargs)
+
+
+OVERLAYS = {
+    "forward_features": _forward_features,
+    "forward": _forward,
+    "forward_intermediates": _forward_intermediates,
+}
+
+
+class CompressedViT:
+    """Mixed into the class of a compressed model, with those of ``OVERLAYS`` that its own class inherits from timm.
+
+    They do what the stack cannot do alone: sizes that weight the average pool, attention pools that see sizes,
+    gradient checkpointing, and dense tokens at the taps of ``forward_intermediates``.
     """
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _blank, (_own_class(self),), self.__getstate__()
-
-    def _embed(self: Any, x: Tensor) -> Tensor:
-        return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
-
-    def _refuse_masks(self, attn_mask: Tensor | None, is_causal: bool) -> None:
-        if attn_mask is not None or is_causal:
-            raise ValueError("a compressed model takes no attention mask: its tokens are no longer those of the mask")
-
-    def _run(self: Any, x: Tensor) -> State:
-        checkpointed = self.grad_checkpointing and self.training
-        return self.blocks.run(self._embed(x), checkpointed=checkpointed)
-
-    def forward_features(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Tokens (B, M, C) after the last norm, (B, N, C) where the plan recovers.
-
-        In a model that pools by the plain mean, tokens carry their weight s_i / mean(s) already, so that timm's own
-        mean over them is the size-weighted mean.
-        """
-        self._refuse_masks(attn_mask, is_causal)
-        state = self._run(x)
-        if self.blocks.plan.recovery:
-            return self.norm(state.dense())
-        tokens = self.norm(state.x)
-        if state.sizes is None or self.attn_pool is not None or self.global_pool != "avg":
-            return tokens
-        return tokens * _mean_weights(self, state.sizes).to(tokens.dtype)
-
-    def forward(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """As the model's own; an attention pool sees the sizes as log s."""
-        if not isinstance(self.attn_pool, AttentionPoolLatent) or self.blocks.plan.recovery:
-            return self.forward_head(self.forward_features(x, attn_mask, is_causal))
-        self._refuse_masks(attn_mask, is_causal)
-        state = self._run(x)
-        first = 0 if getattr(self, "pool_include_prefix", False) else self.num_prefix_tokens
-        sizes = None if state.sizes is None else state.sizes[:, first:]
-        tokens = self.norm(state.x)[:, first:]
-        pooled = self.attn_pool(tokens, attn_mask=size_bias(sizes, tokens.dtype))
-        return self.head(self.head_drop(self.fc_norm(pooled)))
-
-    def forward_intermediates(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """timm's own, every tap recovered to the grid of the image (Eq. 10)."""
-        self._refuse_masks(kwargs.get("attn_mask"), kwargs.get("is_causal", False))
-        outputs: list[Tensor] = []
-        recovery = self.blocks.plan.recovery or "nearest"
-        self.blocks.run(self._embed(x), recovery=recovery, after=lambda _, state: outputs.append(state.dense()))
-        shadow = shallow_twin(self)
-        del shadow._modules["blocks"]
-        shadow.__dict__["blocks"] = _Replay(outputs)
-        return _own_class(self).forward_intermediates(shadow, x, *args, **kwargs)
 
 
 def _mean_weights(model: Any, sizes: Tensor) -> Tensor:
@@ -158,7 +170,11 @@ def _mean_weights(model: Any, sizes: Tensor) -> Tensor:
 
 @cache
 def _compressed_class(own: Any) -> Any:
-    return type(f"Compressed{own.__name__}", (CompressedViT, own), {"__module__": __name__})
+    inherited = [name for name in OVERLAYS if getattr(own, name) is getattr(vit.VisionTransformer, name)]
+    if "forward_features" not in inherited:  # a forward of its own: the stack alone compresses it
+        inherited = []
+    overlays = {name: OVERLAYS[name] for name in inherited}
+    return type(f"Compressed{own.__name__}", (CompressedViT, own), {"__module__": __name__, **overlays})
 
 
 def _own_class(model: Any) -> Any:

@@ -30,13 +30,14 @@ def gmacs(model: nn.Module, shape: Sequence[int]) -> float:
         raise ValueError(f"shape must be (3, H, W) or (B, 3, H, W), got {tuple(shape)}")
     full = (1, *shape) if len(shape) == 3 else tuple(shape)
     like = next(model.parameters())
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     counter = FlopCounterMode(display=False)
     try:
         with counter:
             model.eval()(torch.zeros(full, device=like.device, dtype=like.dtype))
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
     return counter.get_total_flops() / 2e9
 
 

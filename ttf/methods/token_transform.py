@@ -99,9 +99,7 @@ class TokenTransform:
         isolated = view.prefix if self.isolate else 0
         units, scores = self._units(view)[:, isolated:], view.scores[:, isolated:]
         index, cosines = self._cosines(units, scores, keep - isolated, view.prefix - isolated)
-        if self.gate == "mask":
-            cosines = transform.mark_own(cosines, index)
-        shares = transform.assign(cosines, self.kappa, self.tau, self.gate)
+        shares = transform.assign(transform.mark_own(cosines, index), self.kappa, self.tau, self.gate)
         mass = view.sizes[:, isolated:] if self.accumulate and view.sizes is not None else None
         sizes, kept = transform.transformed_sizes(shares, mass), index + isolated
         if isolated:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ttf.ops.numerics import full_precision
+
 RECOVERIES = ("nearest", "transpose")
 Recovery = Literal["nearest", "transpose"]
 
@@ -76,11 +78,13 @@ class DenseReduction(Reduction):
         return (weighted / weighted.sum(1, keepdim=True)).transpose(1, 2)
 
     def down(self, x: Tensor) -> Tensor:
-        y = self._weights().to(x.dtype) @ x[:, self.prefix :]
+        with full_precision(x):
+            y = self._weights().to(x.dtype) @ x[:, self.prefix :]
         return torch.cat((x[:, : self.prefix], y), dim=1) if self.prefix else y
 
     def spread(self, y: Tensor) -> Tensor:
-        x = self.assignment.to(y.dtype) @ y[:, self.prefix :]
+        with full_precision(y):
+            x = self.assignment.to(y.dtype) @ y[:, self.prefix :]
         return torch.cat((y[:, : self.prefix], x), dim=1) if self.prefix else x
 
     def matrix(self) -> Tensor:

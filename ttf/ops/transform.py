@@ -43,9 +43,9 @@ def unit_features(*parts: Tensor) -> Tensor:
 
 
 def similarity(units: Tensor, others: Tensor) -> Tensor:
-    """Cosines of two sets of unit vectors, (B, n, F) and (B, m, F): (B, n, m) float32."""
+    """Cosines of two sets of unit vectors, (B, n, F) and (B, m, F): (B, n, m) float32, rounding clipped to [-1, 1]."""
     with full_precision(units):
-        return units @ others.transpose(1, 2)
+        return (units @ others.transpose(1, 2)).clamp(-1.0, 1.0)
 
 
 def select(scores: Tensor, m: int) -> Tensor:
@@ -90,7 +90,7 @@ def assign(cosines: Tensor, kappa: float, tau: float, gate: Gate = "zero") -> Te
 
 
 def mark_own(cosines: Tensor, index: Tensor) -> Tensor:
-    """Set the cosine of every informative token with itself to exactly 1, so that no gate can empty a row of W.
+    """Set the cosine of every informative token with itself to exactly 1, so that no gate empties a row of W.
 
     Args:
         cosines: (B, n, m).
@@ -111,4 +111,5 @@ def transformed_sizes(shares: Tensor, mass: Tensor | None) -> Tensor:
     """
     if mass is None:
         return shares.sum(dim=1)
-    return (mass.float().unsqueeze(1) @ shares).squeeze(1)
+    with full_precision(shares):
+        return (mass.float().unsqueeze(1) @ shares).squeeze(1)
