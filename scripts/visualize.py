@@ -24,7 +24,8 @@ def main(cfg: DictConfig) -> None:
     model = load_model(cfg.model, cfg.checkpoint, cfg.paths.weights)
     how = preprocessing(model)
     run.set.transform = how.build()
-    images = torch.stack([run.set[index][0] for index in run.data.indices])
+    chosen = run.data.indices if cfg.pick is None else [run.data.indices[position] for position in cfg.pick]
+    images = torch.stack([run.set[index][0] for index in chosen])
     path = Path(cfg.figure)
     informative_tokens(images, ttf.trace(ttf.apply(model, **run.reduction), images), how, path)
     print(path)

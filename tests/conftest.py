@@ -18,6 +18,12 @@ settings.load_profile("ttf")
 TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 12, "num_heads": 3, "num_classes": 10}
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same random weights in every run and in any order of the tests."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder ``shared`` beside the repository root: weights, photographs, golden numbers."""

@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dynamic size": {"dynamic_img_size": True},
 }
 SOFT = {"tau": 10.0}  # 150 would multiply the rounding by which two ways of computing differ
+CLOSE = {torch.bfloat16: 0.05, torch.float16: 0.02}  # uncompressed, such models differ by up to 0.025 and 0.002
 AVERAGED = [name for name in VARIANTS if name.startswith("average") or name == "no class token"]
 MAPPED = [name for name in VARIANTS if name.startswith("map")]
 
@@ -220,7 +221,7 @@ def test_autocast_is_close_to_float32(name: str, dtype: torch.dtype, variant: Va
     model, x = ttf.apply(variant(name)), images(16)
     with torch.autocast("cpu", dtype=dtype):
         out, layers = model(x), ttf.trace(model, x)
-    assert _difference(out, model(x)) < 0.03
+    assert _difference(out, model(x)) < CLOSE[dtype]
     for layer in layers:
         assert layer.sizes.dtype == layer.W.dtype == layer.total.dtype == torch.float32
         torch.testing.assert_close(layer.sizes.sum(1), torch.full((16,), 64.0 + model.num_prefix_tokens))
@@ -233,7 +234,7 @@ def test_models_in_half_precision(name: str, dtype: torch.dtype, variant: Varian
     expected = model(x)
     out = model.to(dtype)(x.to(dtype))
     assert out.dtype == dtype
-    assert _difference(out, expected) < 0.03
+    assert _difference(out, expected) < CLOSE[dtype]
 
 
 def _difference(out: Tensor, expected: Tensor) -> float:
