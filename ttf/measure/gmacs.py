@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
+
+CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def _cpu_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+# torch 2.10 does not count its own fused attention on the CPU, later releases do
+UNCOUNTED = {} if CPU_ATTENTION in flop_registry else {CPU_ATTENTION: _cpu_attention}
 
 
 @torch.no_grad()
@@ -31,7 +42,7 @@ def gmacs(model: nn.Module, shape: Sequence[int]) -> float:
     full = (1, *shape) if len(shape) == 3 else tuple(shape)
     like = next(model.parameters())
     modes = {module: module.training for module in model.modules()}
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
     try:
         with counter:
             model.eval()(torch.zeros(full, device=like.device, dtype=like.dtype))
