@@ -9,7 +9,7 @@ IMAGENET ?= $(firstword $(wildcard data/imagenet $(SHARED)/data/nips17) data/ima
 WEIGHTS ?= $(wildcard $(SHARED)/weights)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint doctor readings clean
+.PHONY: help setup demo test lint doctor readings table1 clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,10 @@ doctor: setup ## what is installed, what data and weights are found, what each m
 readings: setup ## default and literal readings on IMAGENET with WEIGHTS (default: those in $(SHARED)); skips what is done
 	$(PY) scripts/eval.py -m 'experiment=glob(readings/*)' paths.imagenet=$(IMAGENET) $(if $(WEIGHTS),paths.weights=$(WEIGHTS))
 	$(PY) scripts/table.py table=readings
+
+table1: setup ## Table 1, training-free rows, on IMAGENET with weights from WEIGHTS or the hub; skips what is done
+	$(PY) scripts/eval.py -m 'experiment=glob(table1/*)' paths.imagenet=$(IMAGENET) $(if $(WEIGHTS),paths.weights=$(WEIGHTS))
+	$(PY) scripts/table.py table=table1
 
 clean: ## remove logs and caches, not results
 	rm -rf outputs multirun .pytest_cache .ruff_cache .mypy_cache .hypothesis

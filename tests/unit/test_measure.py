@@ -107,3 +107,11 @@ def test_comparison_shows_the_share_of_the_possible_speed_up():
     assert cells[2][-2:] == ["1.90x", "0.95"]
     text = tables.markdown(cells)
     assert text.splitlines()[3].startswith("| ours | 89.0 [88.0, 90.0] | 99.0 | 0.0100 |")
+
+
+def test_the_papers_figures_are_quoted_beside_the_measured_ones():
+    quoted = {**_row(74.0, 1.0), "paper": {"top1": 74.6, "gmacs": 0.8}}
+    cells = tables.comparison({"base": _row(75.0, 2.0), "ours": quoted})
+    assert cells[0][-2:] == ["paper top-1 %", "paper GMACs"]
+    assert cells[1][-2:] == ["", ""]
+    assert cells[2][1].startswith("74.0") and cells[2][-2:] == ["74.6", "0.8"]

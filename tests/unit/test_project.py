@@ -37,11 +37,11 @@ def test_operators_import_torch_alone():
         assert not [name for name in imports if not name.startswith(allowed)], file
 
 
-@pytest.mark.parametrize("experiment", sorted((ROOT / "configs" / "experiment" / "readings").glob("*.yaml")))
+@pytest.mark.parametrize("experiment", sorted((ROOT / "configs" / "experiment").glob("*/*_*.yaml")))
 def test_every_experiment_composes(experiment):
     from hydra import compose, initialize_config_dir
 
-    name = f"readings/{experiment.stem}"
+    name = f"{experiment.parent.name}/{experiment.stem}"
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("eval", [f"experiment={name}"])
     assert cfg.name == name

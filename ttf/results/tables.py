@@ -11,6 +11,7 @@ from ttf.results.store import Row
 HEADER = ("", "top-1 %", "agree %", "KL", "token err", "GMACs", "speed-up", "of MACs")
 
 
+QUOTED = ["paper top-1 %", "paper GMACs"]
 LEGEND = (
     "agree: images with the uncompressed model's class; KL: KL(uncompressed || compressed), nats; token err: relative "
     "L2 error of the classifier's input; of MACs: speed-up / (MACs uncompressed / MACs compressed); [95 % interval]"
@@ -33,10 +34,22 @@ def _cells(row: Row, base: Row) -> list[str]:
     return [*cells, f"{speed['speed_up']:.2f}x", f"{speed['speed_up'] / possible:.2f}"]
 
 
-def comparison(rows: Mapping[str, Row]) -> list[Sequence[str]]:
-    """Cells of a comparison, header first. ``rows``: name to row; the first is the uncompressed model."""
+def _quoted(row: Row) -> list[str]:
+    paper = row.get("paper") or {}
+    return [str(paper.get("top1", "")), str(paper.get("gmacs", ""))]
+
+
+def comparison(rows: Mapping[str, Row]) -> list[list[str]]:
+    """Cells of a comparison, header first. ``rows``: name to row; the first is the uncompressed model.
+
+    What the paper prints for a row stands in columns of its own, quoted.
+    """
     base = next(iter(rows.values()))
-    return [HEADER, *([name, *_cells(row, base)] for name, row in rows.items())]
+    cells: list[list[str]] = [list(HEADER), *([name, *_cells(row, base)] for name, row in rows.items())]
+    if not any(row.get("paper") for row in rows.values()):
+        return cells
+    quoted = [QUOTED, *(_quoted(row) for row in rows.values())]
+    return [[*line, *extra] for line, extra in zip(cells, quoted, strict=True)]
 
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:
@@ -53,7 +66,7 @@ def terminal(cells: Sequence[Sequence[str]], title: str) -> Table:
     return table
 
 
-def by_model(rows: Sequence[Row]) -> list[tuple[str, list[Sequence[str]]]]:
+def by_model(rows: Sequence[Row]) -> list[tuple[str, list[list[str]]]]:
     """One comparison a model, the uncompressed row first; (title, cells). Rows of a set of images, of a device."""
     groups: dict[str, dict[str, Row]] = {}
     for row in sorted(rows, key=lambda r: (r["gmacs"], r["experiment"]), reverse=True):

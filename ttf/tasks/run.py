@@ -134,7 +134,8 @@ class Run:
         with self._compression(model):
             ours = base if self.reduction is None else self._predict(model, f"{self.cfg.model.name}, {self._words()}")
         row = {
-            "id": self.name, "config": self.config, "experiment": self.cfg.get("name"),
+            "id": self.name, "config": self.config, "experiment": self.cfg.name,
+            "paper": OmegaConf.to_object(self.cfg.paper) if self.cfg.paper else None,
             "metrics": {**classification.accuracy(ours), **classification.deviation(ours, base)},
             **costs, "images": len(ours.labels), "bad_images": [Path(b.split(" cannot")[0]).name for b in ours.bad],
             "preprocessing": how.as_dict(), "weights_sha256": weights, "dtype": self.cfg.dtype,
