@@ -110,7 +110,9 @@ def examine(cfg: DictConfig) -> list[Finding]:
 
 def print_findings(findings: list[Finding]) -> None:
     """Print a table: what is there, what is missing, what that costs and how to get it."""
-    table = Table("what", "found", "without it", "remedy", title="ttf doctor")
+    table = Table(title="ttf doctor", show_lines=True)
+    for name in ("what", "found", "without it", "remedy"):
+        table.add_column(name, overflow="fold")
     for f in findings:
         table.add_row(f.what, f.found or "[bold]missing[/bold]", f.cost, f.remedy)
     Console().print(table)

@@ -8,18 +8,18 @@ from rich.table import Table
 
 from ttf.results.store import Row
 
-HEADER = ("", "top-1 %", "agree %", "KL", "token err", "GMACs", "speed-up", "of MACs")
+HEADER = ("", "top-1 %", "agree %", "KL", "err", "GMACs", "speed-up", "of MACs")
 
 
 QUOTED = ["paper top-1 %", "paper GMACs"]
 LEGEND = (
-    "agree: images with the uncompressed model's class; KL: KL(uncompressed || compressed), nats; token err: relative "
+    "agree: images with the uncompressed model's class; KL: KL(uncompressed || compressed), nats; err: relative "
     "L2 error of the classifier's input; of MACs: speed-up / (MACs uncompressed / MACs compressed); [95 % interval]"
 )
 
 
 def _small(value: float) -> str:
-    return f"{value:.4f}" if value == 0 or value >= 1e-3 else f"{value:.1e}"
+    return f"{value:.4f}" if value == 0 or value >= 1e-3 else f"{value:.0e}"
 
 
 def _cells(row: Row, base: Row) -> list[str]:
@@ -60,7 +60,9 @@ def markdown(cells: Sequence[Sequence[str]]) -> str:
 
 def terminal(cells: Sequence[Sequence[str]], title: str) -> Table:
     """The same for rich."""
-    table = Table(*cells[0], title=title)
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in cells[0]:
+        table.add_column(name, no_wrap=True)
     for line in cells[1:]:
         table.add_row(*line)
     return table
