@@ -60,6 +60,7 @@ def test_what_cannot_change_the_numbers_does_not_change_the_identity(evaluate):
     names = {evaluate(*o)["id"] for o in ((), ("workers=1",), ("logger=wandb",), ("out=/nowhere/x.json",))}
     assert len(names) == 1
     assert evaluate("tau=20")["id"] not in names
+    assert evaluate("method=none", "ratio=0.5")["id"] == evaluate("method=none", "ratio=0.7")["id"]
 
 
 def test_options_of_the_method_reach_the_row(evaluate):

@@ -93,7 +93,8 @@ class Run:
 
     def _identity(self) -> Row:
         resolved: Any = OmegaConf.to_container(self.cfg, resolve=True)
-        chosen: Row = {key: resolved[key] for key in IDENTITY}
+        uncompressed = ("schedule", "recover") if self.reduction is None else ()
+        chosen: Row = {key: resolved[key] for key in IDENTITY if key not in uncompressed}
         chosen["task"] = {"name": self.cfg.task.name, "dataset": self.cfg.task.dataset}
         chosen["data"] = self.set.digest()
         chosen["checkpoint"] = file_digest(Path(self.cfg.checkpoint)) if self.cfg.checkpoint else None
