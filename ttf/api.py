@@ -87,7 +87,10 @@ def _install(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def _stack(model: nn.Module) -> CompressedStack | None:
-    return next((child for child in model.children() if isinstance(child, CompressedStack)), None)
+    stack = next((child for child in model.children() if isinstance(child, CompressedStack)), None)
+    if stack is None:
+        hosts.refuse_wrapped(model)
+    return stack
 
 
 def remove(model: nn.Module) -> nn.Module:
@@ -95,6 +98,9 @@ def remove(model: nn.Module) -> nn.Module:
 
     Returns:
         ``model`` itself.
+
+    Raises:
+        ValueError: the model is inside a wrapper (torch.compile, DataParallel).
     """
     stack = _stack(model)
     if stack is not None:

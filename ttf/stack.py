@@ -41,6 +41,10 @@ class Plan:
     prefix: int
     recovery: Recovery | None = None
 
+    def __post_init__(self) -> None:
+        if self.method.wanted.score_rows == "class" and self.prefix == 0:
+            raise ValueError("score_rows=class needs a class token, and this model has none: use score_rows=all")
+
 
 class State(NamedTuple):
     """What goes from block to block.

@@ -131,7 +131,7 @@ def test_compressed_tokens_equal_the_run_by_hand(name: str, variant: Variant, im
         {"feature": "xk"},
         {"feature": "norm"},
         {"feature": "keys"},
-        {"gate": "mask", "kappa": 0.9},
+        {"gate": "mask", "kappa": 0.7},
         {"score_rows": "class"},
         {"score_rows": "patch", "isolate": False},
         {"selection": "informative", "accumulate": False},
@@ -161,7 +161,7 @@ def test_scaling_can_be_switched_off(tiny: Tiny, images: Images) -> None:
     assert torch.equal(captured[0], captured[1])
 
 
-@pytest.mark.parametrize("options", [{}, {"gate": "mask", "kappa": 0.9}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"gate": "mask", "kappa": 0.7}], ids=str)
 @pytest.mark.parametrize("name", AVERAGED)
 def test_average_pool_weighs_tokens_by_size(
     name: str, options: dict[str, Any], variant: Variant, images: Images

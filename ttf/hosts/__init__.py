@@ -48,6 +48,14 @@ def names() -> list[str]:
     return sorted(SUPPORTED)
 
 
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a model inside torch.compile's or a parallel wrapper."""
+    for attribute, wrapper in WRAPPERS.items():
+        if isinstance(getattr(model, attribute, None), nn.Module):
+            inner = f"model.{attribute}"
+            raise ValueError(f"this model is wrapped by {wrapper}: apply ttf first, then wrap; or use {inner}")
+
+
 def find(model: nn.Module) -> Host:
     """The host of ``model``.
 
@@ -58,7 +66,5 @@ def find(model: nn.Module) -> Host:
         module = SUPPORTED.get(f"{base.__module__}.{base.__qualname__}")
         if module:
             return import_module(module).host(model)
-    for attribute, wrapper in WRAPPERS.items():
-        if isinstance(getattr(model, attribute, None), nn.Module):
-            raise ValueError(f"this model is wrapped by {wrapper}: apply ttf to the model first, then wrap it")
+    refuse_wrapped(model)
     raise ValueError(f"{type(model).__name__} is no supported host. Supported: {', '.join(names())} and subclasses")
