@@ -109,6 +109,6 @@ def test_tables_come_from_rows(tmp_path):
     done = script("table", tmp_path, "table=probe", f"paths.runs={tmp_path}/runs", f"paths.results={tmp_path}")
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "tables" / "probe.md").read_text().splitlines()
-    assert lines[4].startswith("| probe/none | ") and lines[5].startswith("| probe/token_transform | ")
+    assert lines[4].startswith("| none | ") and lines[5].startswith("| token_transform | ")
     empty = script("table", tmp_path, "table=absent", f"paths.runs={tmp_path}/runs")
     assert empty.returncode == 2 and "no rows of absent" in empty.stderr

@@ -72,7 +72,7 @@ def by_model(rows: Sequence[Row]) -> list[tuple[str, list[list[str]]]]:
     """One comparison a model, the uncompressed row first; (title, cells). Rows of a set of images, of a device."""
     groups: dict[str, dict[str, Row]] = {}
     for row in sorted(rows, key=lambda r: (r["gmacs"], r["experiment"]), reverse=True):
-        groups.setdefault(row["config"]["model"]["name"], {})[str(row["experiment"])] = row
+        groups.setdefault(row["config"]["model"]["name"], {})[row["experiment"].split("/", 1)[1]] = row
     return [(_title(name, next(iter(group.values()))), comparison(group)) for name, group in sorted(groups.items())]
 
 
