@@ -25,7 +25,9 @@ def test_conda_installs_the_packages_of_pyproject():
 def test_every_make_target_is_explained():
     text = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z0-9_-]+):", text, re.M))
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert {line.split()[1] for line in shown.splitlines()} == targets
     assert {"help", "setup", "demo", "test", "lint", "doctor"} <= targets
 
