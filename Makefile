@@ -36,7 +36,7 @@ lint: setup ## ruff and mypy
 doctor: setup ## what is installed, what data and weights are found, what each missing thing costs
 	$(PY) scripts/doctor.py paths.imagenet=$(IMAGENET) $(if $(WEIGHTS),paths.weights=$(WEIGHTS))
 
-readings: setup ## default and literal readings on IMAGENET with WEIGHTS (default: those in $(SHARED)); skips what is done
+readings: setup ## every reading of the method on IMAGENET with WEIGHTS (default: those in $(SHARED)); skips what is done
 	$(PY) scripts/eval.py -m 'experiment=glob(readings/*)' paths.imagenet=$(IMAGENET) $(if $(WEIGHTS),paths.weights=$(WEIGHTS))
 	$(PY) scripts/table.py table=readings
 

@@ -5,29 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import hydra
-import torch
 from omegaconf import DictConfig
 
-import ttf
 from ttf import cli
-from ttf.data.transforms import preprocessing
-from ttf.models.weights import load_model
-from ttf.results.figures import informative_tokens
 from ttf.tasks.run import Run
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="visualize")
 def main(cfg: DictConfig) -> None:
-    run = Run(cfg)
-    if run.reduction is None:
-        raise ValueError("method=none transforms nothing: choose a method")
-    model = load_model(cfg.model, cfg.checkpoint, cfg.paths.weights)
-    how = preprocessing(model)
-    run.set.transform = how.build()
-    chosen = run.data.indices if cfg.pick is None else [run.data.indices[position] for position in cfg.pick]
-    images = torch.stack([run.set[index][0] for index in chosen])
-    path = Path(cfg.figure)
-    informative_tokens(images, ttf.trace(ttf.apply(model, **run.reduction), images), how, path)
+    run, path = Run(cfg), Path(cfg.figure)
+    run.picture(path, range(len(run.data)) if cfg.pick is None else cfg.pick)
     print(path)
 
 

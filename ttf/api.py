@@ -17,8 +17,6 @@ from ttf.ops.reduction import RECOVERIES, Recovery
 from ttf.schedule import KeepRatio, Schedule
 from ttf.stack import CompressedStack, Plan, State, shallow_twin
 
-SCHEDULE_OPTIONS = ("schedule", "rounding")
-
 
 def _recovery(recover: bool | str) -> Recovery | None:
     if isinstance(recover, bool):

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ttf.methods.base import LayerView, Method
-from ttf.ops.attention import Wanted
+from ttf.methods.base import Method
+from ttf.ops.attention import Wanted, check_score_rows
+from ttf.ops.recovery import nearest_token
 from ttf.ops.reduction import Recovery, Reduction, recover
 from ttf.schedule import Schedule
 
 if TYPE_CHECKING:
     from ttf.hosts import Host
+
+NOTHING = Wanted()
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,7 @@ class Plan:
     recovery: Recovery | None = None
 
     def __post_init__(self) -> None:
-        if self.method.wanted.score_rows == "class" and self.prefix == 0:
-            raise ValueError("score_rows=class needs a class token, and this model has none: use score_rows=all")
+        check_score_rows(self.method.wanted.score_rows, self.prefix)
 
 
 class State(NamedTuple):
@@ -72,13 +74,14 @@ def _advance(block: nn.Module, number: int, plan: Plan, recovery: Recovery | Non
     if keep >= x.shape[1]:
         if log_sizes is None:
             return State(block(x), sizes, chain)
-        x, _ = plan.host.attend(block, x, log_sizes, None, plan.prefix)
-        return State(plan.host.feed_forward(block, x), sizes, chain)
-    x, known = plan.host.attend(block, x, log_sizes, plan.method.wanted, plan.prefix)
-    view = LayerView(x, plan.prefix, sizes, known.scores, known.keys, known.normed)
-    reduction = plan.method.reduce(view, keep, recovery)
-    x = plan.host.feed_forward(block, reduction.down(x))
-    return State(x, reduction.sizes, (*chain, (number, reduction)))
+        view = plan.host.attend(block, x, log_sizes, NOTHING, plan.prefix)
+        return State(plan.host.feed_forward(block, view.x), sizes, chain)
+    view = replace(plan.host.attend(block, x, log_sizes, plan.method.wanted, plan.prefix), sizes=sizes)
+    reduction = plan.method.reduce(view, keep)
+    y = reduction.down(view.x)
+    if recovery == "nearest" and reduction.nearest is None:
+        reduction = replace(reduction, nearest=nearest_token(view.x, y, plan.prefix))
+    return State(plan.host.feed_forward(block, y), reduction.sizes, (*chain, (number, reduction)))
 
 
 class CompressedStack(nn.Sequential):
@@ -151,14 +154,3 @@ def shallow_twin(model: nn.Module) -> Any:
     twin.__dict__.update(model.__dict__)
     twin.__dict__["_modules"] = dict(model._modules)
     return twin
-
-
-class LayerKnowledge(NamedTuple):
-    """Statistics that ``Host.attend`` returns; None where not asked for. Shapes as in ``LayerView``."""
-
-    scores: Tensor | None = None
-    keys: Tensor | None = None
-    normed: Tensor | None = None
-
-
-Attend = Callable[[nn.Module, Tensor, Tensor | None, Wanted | None, int], tuple[Tensor, LayerKnowledge]]

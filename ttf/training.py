@@ -127,14 +127,9 @@ class Trainer:
     def __init__(
         self, model: nn.Module, objective: nn.Module, train: Dataset, test: Dataset, recipe: Recipe, folder: Path
     ) -> None:
-        self.model, self.objective, self.train, self.test, self.recipe, self.folder = (
-            model,
-            objective,
-            train,
-            test,
-            recipe,
-            folder,
-        )
+        self.model, self.objective = model, objective
+        self.train, self.test = train, test
+        self.recipe, self.folder = recipe, folder
         self.optimizer = _optimizer(objective, recipe)
         self.step, self.seconds, self.rows = 0, 0.0, list[dict[str, float]]()
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ttf.methods import LayerView, TokenTransform, build
 from ttf.ops import transform
+from ttf.ops.recovery import nearest_token
 from ttf.ops.reduction import DenseReduction
 
 OPTIONS: dict[str, st.SearchStrategy[Any]] = {
@@ -262,8 +263,9 @@ def test_loosest_gate_lets_everything_through(channels: int, seed: int) -> None:
 def test_large_tokens_stay_finite_in_every_precision(case: Case, dtype: torch.dtype) -> None:
     view, method = case.view, replace(case.method, tau=150.0)
     big = {name: 1e3 * getattr(view, name).to(dtype) for name in ("x", "keys", "normed")}
-    reduction = method.reduce(replace(view, **big), case.keep, "nearest")
+    reduction = method.reduce(replace(view, **big), case.keep)
     out = reduction.down(big["x"])
+    reduction = replace(reduction, nearest=nearest_token(big["x"], out, view.prefix))
     assert out.dtype == dtype
     assert reduction.sizes.dtype == torch.float32
     assert bool(torch.isfinite(out).all())

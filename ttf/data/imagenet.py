@@ -16,7 +16,19 @@ TREE = "expected ROOT/val/<wnid>/*.JPEG, for example ROOT/val/n01440764/ILSVRC20
 
 
 class BadImageError(ValueError):
-    """An image file that cannot be read; the message names it."""
+    """An image file that cannot be read; the message names it.
+
+    Args:
+        path: the file.
+        reason: what the decoder said.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} cannot be read ({self.args[1]}): replace it, or set on_bad_image=skip"
 
 
 def _labels() -> dict[str, int]:
@@ -66,7 +78,7 @@ class ImageNetFolder(Dataset[tuple[Any, int]]):
             with Image.open(path) as image:
                 return image.convert("RGB")
         except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise BadImageError(f"{path} cannot be read ({error}): replace it, or set on_bad_image=skip") from error
+            raise BadImageError(path, str(error)) from error
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image = self.image(index)

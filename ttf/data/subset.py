@@ -24,7 +24,7 @@ class ImageSet(Protocol):
 
 
 class Shuffled(Dataset[Any]):
-    """The first ``limit`` images of a seeded shuffle, each as (index in the set, item or the error's text).
+    """The first ``limit`` images of a seeded shuffle, each as (index in the set, item or ``BadImageError``).
 
     Args:
         data: the whole set.
@@ -50,7 +50,7 @@ class Shuffled(Dataset[Any]):
         try:
             return index, self.data[index]
         except BadImageError as error:
-            return index, str(error)
+            return index, error
 
 
 class Collate:
@@ -61,9 +61,9 @@ class Collate:
             raise ValueError(f"on_bad_image must be stop or skip, got {on_bad_image!r}")
         self.on_bad_image = on_bad_image
 
-    def __call__(self, items: list[tuple[int, Any]]) -> tuple[list[int], Any, list[str]]:
-        bad = [item for _, item in items if isinstance(item, str)]
+    def __call__(self, items: list[tuple[int, Any]]) -> tuple[list[int], Any, list[BadImageError]]:
+        bad = [item for _, item in items if isinstance(item, BadImageError)]
         if bad and self.on_bad_image == "stop":
-            raise ValueError(bad[0])
-        good = [(index, item) for index, item in items if not isinstance(item, str)]
+            raise bad[0]
+        good = [(index, item) for index, item in items if not isinstance(item, BadImageError)]
         return [index for index, _ in good], default_collate([item for _, item in good]) if good else None, bad

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from ttf.stack import Attend
+from ttf.methods.base import LayerView
+from ttf.ops.attention import Wanted
+
+Attend = Callable[[nn.Module, Tensor, Tensor | None, Wanted, int], LayerView]
 
 # class of the model (module.Class, any base class counts) -> module with a function ``host(model)``
 SUPPORTED = {"timm.models.vision_transformer.VisionTransformer": "ttf.hosts.timm_vit"}
@@ -22,8 +23,8 @@ class Host:
     """One family of models.
 
     Attributes:
-        attend: (block, x, sizes, wanted, prefix) -> tokens after the attention residual, and what was wanted of the
-            layer. ``sizes`` (B, N) or None enter as log s (Eq. 7).
+        attend: (block, x, sizes, wanted, prefix) -> view: tokens after the attention residual, and what was wanted of
+            the layer. ``sizes`` (B, N) or None enter as log s (Eq. 7).
         feed_forward: (block, x) -> tokens after the feed-forward residual.
         prefix: number of prefix tokens of a model.
         blocks: default blocks to reduce at, from the depth.

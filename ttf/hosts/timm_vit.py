@@ -5,6 +5,7 @@ Shapes: B batch, N tokens, C channels, H heads, D head dimension, P prefix token
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,9 +15,10 @@ from timm.models import vision_transformer as vit
 from torch import Tensor, nn
 
 from ttf.hosts import Host
+from ttf.methods.base import LayerView
 from ttf.ops.attention import Wanted, column_sums, fused_attention, mapped_attention, size_bias
 from ttf.schedule import thirds
-from ttf.stack import CompressedStack, LayerKnowledge, State, shallow_twin
+from ttf.stack import CompressedStack, State, shallow_twin
 
 BLOCKS = (vit.Block, vit.ResPostBlock)
 
@@ -37,33 +39,28 @@ def _project(attn: Attention, x: Tensor, heads: Tensor) -> Tensor:
     return attn.proj_drop(attn.proj(out))
 
 
-def _attention(
-    attn: Any, x: Tensor, sizes: Tensor | None, wanted: Wanted | None, prefix: int
-) -> tuple[Tensor, LayerKnowledge]:
+def _attention(attn: Any, x: Tensor, sizes: Tensor | None, wanted: Wanted, prefix: int) -> LayerView:
+    """The attention branch, without its residual, as the tokens of a view."""
     q, k, v = _qkv(attn, x)
     bias, dropout = size_bias(sizes, q.dtype), attn.attn_drop.p if attn.training else 0.0
-    if wanted is None or wanted.score_rows is None:
+    if wanted.score_rows is None:
         heads, scores = fused_attention(q, k, v, bias, attn.scale, dropout), None
     else:
         heads, attention = mapped_attention(q, k, v, bias, attn.scale, dropout)
         scores = column_sums(attention, wanted.score_rows, prefix)
-    keys = k.mean(dim=1) if wanted is not None and wanted.keys else None
-    return _project(attn, x, heads), LayerKnowledge(scores, keys)
+    keys = k.mean(dim=1) if wanted.keys else None
+    return LayerView(_project(attn, x, heads), prefix, scores=scores, keys=keys)
 
 
-def _attend(
-    block: Any, x: Tensor, sizes: Tensor | None, wanted: Wanted | None, prefix: int
-) -> tuple[Tensor, LayerKnowledge]:
+def _attend(block: Any, x: Tensor, sizes: Tensor | None, wanted: Wanted, prefix: int) -> LayerView:
     if isinstance(block, vit.ResPostBlock):
-        out, known = _attention(block.attn, x, sizes, wanted, prefix)
-        out = block.norm1(out)
+        branch = _attention(block.attn, x, sizes, wanted, prefix)
+        out = block.norm1(branch.x)
     else:
-        out, known = _attention(block.attn, block.norm1(x), sizes, wanted, prefix)
-        out = block.ls1(out)
+        branch = _attention(block.attn, block.norm1(x), sizes, wanted, prefix)
+        out = block.ls1(branch.x)
     x = x + block.drop_path1(out)
-    if wanted is not None and wanted.normed:
-        known = known._replace(normed=block.norm2(x))
-    return x, known
+    return replace(branch, x=x, normed=block.norm2(x) if wanted.normed else None)
 
 
 def _feed_forward(block: Any, x: Tensor) -> Tensor:
@@ -123,7 +120,7 @@ def _forward(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: b
         return self.forward_head(self.forward_features(x, attn_mask, is_causal))
     _refuse_masks(attn_mask, is_causal)
     state = _run(self, x)
-    first = 0 if getattr(self, "pool_include_prefix", False) else self.num_prefix_tokens
+    first = _first_pooled(self)
     sizes = None if state.sizes is None else state.sizes[:, first:]
     tokens = self.norm(state.x)[:, first:]
     pooled = self.attn_pool(tokens, attn_mask=size_bias(sizes, tokens.dtype))
@@ -160,9 +157,14 @@ class CompressedViT:
         return _blank, (_own_class(self),), self.__getstate__()
 
 
+def _first_pooled(model: Any) -> int:
+    """The first token that the model's pool sees."""
+    return 0 if getattr(model, "pool_include_prefix", False) else model.num_prefix_tokens
+
+
 def _mean_weights(model: Any, sizes: Tensor) -> Tensor:
     """s_i / mean(s) over the pooled tokens, (B, M, 1); 1 for tokens that are not pooled."""
-    first = 0 if getattr(model, "pool_include_prefix", False) else model.num_prefix_tokens
+    first = _first_pooled(model)
     pooled = sizes[:, first:]
     weights = pooled / pooled.mean(dim=1, keepdim=True)
     return torch.cat((torch.ones_like(sizes[:, :first]), weights), dim=1).unsqueeze(-1)

@@ -11,7 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ttf.ops.attention import Wanted
-from ttf.ops.reduction import Recovery, Reduction
+from ttf.ops.reduction import Reduction
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,13 @@ class Method(Protocol):
     def scaling(self) -> bool:
         """Whether the following layers add log s to their attention logits (Eq. 7)."""
 
-    def reduce(self, view: LayerView, keep: int, recovery: Recovery | None = None) -> Reduction:
+    def reduce(self, view: LayerView, keep: int) -> Reduction:
         """The Reduction from N to ``keep`` tokens, P of them prefix tokens.
 
         Args:
             view: what the layer knows.
             keep: M, with P < M < N.
-            recovery: fill what ``Reduction.up`` needs: "nearest" (Eq. 9), "transpose", or None.
+
+        Returns:
+            A Reduction; one that brings its own way back fills ``nearest``, else the stack does where it is asked for.
         """

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ttf.methods.base import LayerView
 from ttf.ops import transform
-from ttf.ops.attention import SCORE_ROWS, ScoreRows, Wanted
+from ttf.ops.attention import ScoreRows, Wanted, check_score_rows
 from ttf.ops.numerics import require_finite
-from ttf.ops.recovery import nearest_token
-from ttf.ops.reduction import DenseReduction, Recovery, gather_tokens
+from ttf.ops.reduction import DenseReduction, behind_prefix, gather_tokens
 
 Feature = Literal["x", "norm", "keys", "xk"]
 Selection = Literal["informative", "redundancy"]
@@ -64,7 +63,7 @@ class TokenTransform:
         transform.check_temperature(self.kappa, self.tau, self.gate)
         _one_of("feature", self.feature, FEATURES)
         _one_of("selection", self.selection, SELECTIONS)
-        _one_of("score_rows", self.score_rows, SCORE_ROWS)
+        check_score_rows(self.score_rows)
 
     @property
     def wanted(self) -> Wanted:
@@ -82,16 +81,15 @@ class TokenTransform:
 
     def _cosines(self, units: Tensor, scores: Tensor, keep: int, prefix: int) -> tuple[Tensor, Tensor]:
         """Informative tokens (B, M) and cosines of all tokens with them (B, N, M), all prefix tokens informative."""
-        always = torch.arange(prefix, device=units.device).expand(units.shape[0], prefix)
         if self.selection == "informative":
-            index = torch.cat((always, transform.select(scores[:, prefix:], keep - prefix) + prefix), dim=1)
+            index = behind_prefix(transform.select(scores[:, prefix:], keep - prefix), prefix)
             return index, transform.similarity(units, gather_tokens(units, index))
         full = transform.similarity(units, units)
         ranks = transform.novelty(scores[:, prefix:], full[:, prefix:, prefix:])
-        index = torch.cat((always, transform.select(ranks, keep - prefix) + prefix), dim=1)
+        index = behind_prefix(transform.select(ranks, keep - prefix), prefix)
         return index, gather_tokens(full, index).transpose(1, 2)
 
-    def reduce(self, view: LayerView, keep: int, recovery: Recovery | None = None) -> DenseReduction:
+    def reduce(self, view: LayerView, keep: int) -> DenseReduction:
         """See ``Method.reduce``. Raises ``ValueError`` where tokens, keys or attention are not finite (on a CPU)."""
         assert view.scores is not None and view.prefix < keep <= view.x.shape[1]
         require_finite(view.x, "the tokens")
@@ -101,15 +99,9 @@ class TokenTransform:
         index, cosines = self._cosines(units, scores, keep - isolated, view.prefix - isolated)
         shares = transform.assign(transform.mark_own(cosines, index), self.kappa, self.tau, self.gate)
         mass = view.sizes[:, isolated:] if self.accumulate and view.sizes is not None else None
-        sizes, kept = transform.transformed_sizes(shares, mass), index + isolated
-        if isolated:
-            front = torch.ones_like(scores[:, :1]).expand(-1, isolated)
-            own = torch.arange(isolated, device=kept.device).expand(kept.shape[0], isolated)
-            sizes, kept = torch.cat((front, sizes), dim=1), torch.cat((own, kept), dim=1)
-        reduction = DenseReduction(sizes=sizes, kept=kept, assignment=shares, mass=mass, prefix=isolated)
-        if recovery != "nearest":
-            return reduction
-        return replace(reduction, nearest=nearest_token(view.x, reduction.down(view.x), view.prefix))
+        sizes = F.pad(transform.transformed_sizes(shares, mass), (isolated, 0), value=1.0)
+        kept = behind_prefix(index, isolated)
+        return DenseReduction(sizes=sizes, kept=kept, assignment=shares, mass=mass, prefix=isolated)
 
 
 PRESETS: dict[str, dict[str, object]] = {

@@ -32,6 +32,14 @@ class Wanted:
     normed: bool = False
 
 
+def check_score_rows(rows: str | None, prefix: int = 1) -> None:
+    """Raise ``ValueError`` for unknown score rows, or the class row of a model without prefix tokens. None is fine."""
+    if rows is not None and rows not in SCORE_ROWS:
+        raise ValueError(f"score_rows must be one of {', '.join(SCORE_ROWS)}, got {rows!r}")
+    if rows == "class" and prefix == 0:
+        raise ValueError("score_rows=class needs a class token, and this model has none: use score_rows=all")
+
+
 def size_bias(sizes: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """log s as an additive attention bias, the second term of Eq. 7.
 
@@ -88,9 +96,6 @@ def column_sums(attention: Tensor, rows: ScoreRows = "all", prefix: int = 1) -> 
     Raises:
         ValueError: unknown ``rows``, or the class row of a model without a class token.
     """
-    if rows not in SCORE_ROWS:
-        raise ValueError(f"score_rows must be one of {', '.join(SCORE_ROWS)}, got {rows!r}")
-    if rows == "class" and prefix == 0:
-        raise ValueError("score_rows=class needs a class token, and this model has none: use score_rows=all")
+    check_score_rows(rows, prefix)
     chosen = {"all": slice(None), "patch": slice(prefix, None), "class": slice(0, 1)}[rows]
     return attention[:, :, chosen].float().sum(dim=(1, 2)) / attention.shape[1]

@@ -5,10 +5,10 @@ Shapes: B batch, N original tokens, M transformed tokens, C channels, P prefix t
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ttf.ops.numerics import full_precision
+from ttf.ops.reduction import behind_prefix
 
 
 def nearest_token(x: Tensor, y: Tensor, prefix: int = 0) -> Tensor:
@@ -26,8 +26,4 @@ def nearest_token(x: Tensor, y: Tensor, prefix: int = 0) -> Tensor:
         patches, targets = x[:, prefix:].float(), y[:, prefix:].float()
         # ||x - y||^2 = ||x||^2 - 2 x.y + ||y||^2, and ||x||^2 does not change the order
         distances = targets.square().sum(-1).unsqueeze(1) - 2 * patches @ targets.transpose(1, 2)
-    index = distances.argmin(-1) + prefix
-    if prefix == 0:
-        return index
-    own = torch.arange(prefix, device=x.device).expand(x.shape[0], prefix)
-    return torch.cat((own, index), dim=1)
+    return behind_prefix(distances.argmin(-1), prefix)

@@ -25,6 +25,18 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
+def behind_prefix(index: Tensor, prefix: int) -> Tensor:
+    """Indices that count from behind the prefix, (B, K), as indices of all tokens with the prefix tokens in front.
+
+    Returns:
+        (B, P + K) int64.
+    """
+    if prefix == 0:
+        return index
+    own = torch.arange(prefix, device=index.device).expand(index.shape[0], prefix)
+    return torch.cat((own, index + prefix), dim=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reduction(ABC):
     """A transformation matrix W (B, M, N), in whatever form applies it fastest.

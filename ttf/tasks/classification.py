@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from ttf.data.imagenet import BadImageError
 from ttf.data.subset import Collate, OnBadImage, Shuffled
 from ttf.tasks import intervals
 
@@ -28,13 +29,13 @@ class Predictions:
         logits: (n, K) float32.
         features: (n, C) float32, input of the classifier: the class token after the last norm, or the pooled tokens.
         labels: (n,) int64.
-        bad: messages about images that could not be read (left out).
+        bad: errors of the images that could not be read (left out).
     """
 
     logits: Tensor
     features: Tensor
     labels: Tensor
-    bad: list[str]
+    bad: list[BadImageError]
 
 
 @contextmanager
@@ -78,7 +79,7 @@ def predict(
     """
     like = next(model.parameters())
     loader = DataLoader(data, batch_size, num_workers=workers, collate_fn=Collate(on_bad_image))
-    logits, labels, bad = list[Tensor](), list[Tensor](), list[str]()
+    logits, labels, bad = list[Tensor](), list[Tensor](), list[BadImageError]()
     with _progress(label) as bar, _classifier_inputs(model) as features:
         task = bar.add_task("", total=len(data))
         for indices, batch, errors in loader:
@@ -89,7 +90,7 @@ def predict(
                 labels.append(batch[1])
                 _check_finite(logits[-1], indices)
         if not logits:
-            raise ValueError("not a single image could be read: " + "; ".join(bad[:4]))
+            raise ValueError("not a single image could be read: " + "; ".join(map(str, bad[:4])))
         pooled = torch.cat([f.float().cpu() for f in features])
     return Predictions(torch.cat(logits), pooled, torch.cat(labels), bad)
 

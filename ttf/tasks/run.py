@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -108,7 +109,7 @@ class Run:
 
     def _base(self, model: nn.Module, how: Preprocessing, weights: str) -> Predictions:
         """Predictions of the uncompressed model, kept on disk: a sweep computes them once."""
-        identity = [weights, self.set.digest(), self.data.indices, how.as_dict(), self.cfg.dtype, self.device.type]
+        identity = [weights, self.config["data"], self.data.indices, how.as_dict(), self.cfg.dtype, self.device.type]
         key = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
         path = Path(self.cfg.paths.cache) / f"base-{key}.safetensors"
         if path.exists():
@@ -122,13 +123,33 @@ class Run:
     def _compression(self, model: nn.Module) -> AbstractContextManager[Any]:
         return nullcontext() if self.reduction is None else ttf.applied(model, **self.reduction)
 
+    def _load(self) -> tuple[nn.Module, Preprocessing]:
+        """The model with its weights, and its preprocessing, which the data set takes on."""
+        model = load_model(self.cfg.model, self.cfg.checkpoint, self.cfg.paths.weights)
+        how = preprocessing(model)
+        self.set.transform = how.build()
+        return model, how
+
+    def picture(self, path: Path, positions: Sequence[int]) -> None:
+        """Fig. 5 for the images at ``positions`` of the shuffle: informative tokens and rows of W, as a PNG.
+
+        Raises:
+            ValueError: nothing is reduced.
+        """
+        if self.reduction is None:
+            raise ValueError("method=none transforms nothing: choose a method")
+        from ttf.results.figures import informative_tokens  # matplotlib: not for every evaluation
+
+        model, how = self._load()
+        images = torch.stack([self.set[self.data.indices[position]][0] for position in positions])
+        informative_tokens(images, ttf.trace(ttf.apply(model, **self.reduction), images), how, path)
+
     def measure(self) -> Row:
         """Load, evaluate and time the model; the row of results."""
         begin = time.time()
-        model = load_model(self.cfg.model, self.cfg.checkpoint, self.cfg.paths.weights)
-        weights, how = fingerprint(model), preprocessing(model)
+        model, how = self._load()
+        weights = fingerprint(model)
         model.to(self.device, self.dtype)
-        self.set.transform = how.build()
         with self._compression(model):  # a wrong option shows before the long evaluation
             costs = self._costs(model, how)
         base = self._base(model, how, weights)
@@ -138,7 +159,7 @@ class Run:
             "id": self.name, "config": self.config, "experiment": self.cfg.name,
             "paper": OmegaConf.to_object(self.cfg.paper) if self.cfg.paper else None,
             "metrics": {**classification.accuracy(ours), **classification.deviation(ours, base)},
-            **costs, "images": len(ours.labels), "bad_images": [Path(b.split(" cannot")[0]).name for b in ours.bad],
+            **costs, "images": len(ours.labels), "bad_images": [b.path.name for b in ours.bad],
             "preprocessing": how.as_dict(), "weights_sha256": weights, "dtype": self.cfg.dtype,
             **provenance(self.device), "throughput": self._throughput(model, how),
             "command": " ".join(["python", "scripts/eval.py", *self._overrides()]),
