@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ttf import hosts, methods
 from ttf.methods.base import Method
 from ttf.ops.numerics import full_precision
-from ttf.ops.reduction import RECOVERIES, Recovery
+from ttf.ops.reduction import RECOVERIES, LocalReduction, Recovery, Reduction
 from ttf.schedule import KeepRatio, Schedule
 from ttf.stack import CompressedStack, Plan, State, shallow_twin
 
@@ -179,13 +179,21 @@ def trace(model: nn.Module, images: Tensor) -> list[LayerTrace]:
     return _layers(recorder.states[-1], host.grid(model, (height, width)), stack.plan.prefix)
 
 
+def _kept(reduction: Reduction, matrix: Tensor) -> Tensor:
+    """The token that each new one grew from; where the method names none, the one that it takes most of. (B, M)."""
+    kept = reduction.kept
+    return matrix.argmax(-1) if kept is None or kept.shape[1] != matrix.shape[1] else kept
+
+
 def _layers(state: State, grid: tuple[int, int], prefix: int) -> list[LayerTrace]:
     layers: list[LayerTrace] = []
+    before: LayerTrace | None = None
     for block, reduction in state.chain:
-        matrix, kept = reduction.matrix(), reduction.kept
-        assert kept is not None
-        origin = kept if not layers else layers[-1].origin.gather(1, kept)
+        matrix = reduction.matrix()
+        kept = _kept(reduction, matrix)
+        origin = kept if before is None else before.origin.gather(1, kept)
         with full_precision(matrix):
-            total = matrix if not layers else matrix @ layers[-1].total
+            total = matrix if before is None else matrix @ before.total
         layers.append(LayerTrace(block, kept, origin, matrix, total, reduction.sizes, grid, prefix))
+        before = before if isinstance(reduction, LocalReduction) else layers[-1]
     return layers

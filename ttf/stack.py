@@ -6,6 +6,7 @@ exported, copied and pickled. Shapes: B batch, N tokens, C channels.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ttf.methods.base import Method
+from ttf.methods.base import LayerView, Method
 from ttf.ops.attention import Wanted, check_score_rows
 from ttf.ops.recovery import nearest_token
-from ttf.ops.reduction import Recovery, Reduction, recover
+from ttf.ops.reduction import LocalReduction, Recovery, Reduction, recover
 from ttf.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_score_rows(self.method.wanted.score_rows, self.prefix)
+        if self.method.wanted.needs_class_token and not self.prefix:
+            raise ValueError(f"{type(self.method).__name__} needs a class token, and this model has none")
 
 
 class State(NamedTuple):
@@ -55,33 +58,52 @@ class State(NamedTuple):
         x: (B, N, C) tokens.
         sizes: (B, N) float32, or None while all are 1.
         chain: (block, Reduction) of every reducing block so far.
+        grid: (rows, columns) of the patch tokens, or None where they lie on no grid (any more).
     """
 
     x: Tensor
     sizes: Tensor | None = None
     chain: tuple[tuple[int, Reduction], ...] = ()
+    grid: tuple[int, int] | None = None
 
     def dense(self) -> Tensor:
         """The tokens on the grid that they started from."""
         return recover(tuple(reduction for _, reduction in self.chain), self.x)
 
 
+def _local(block: nn.Module, number: int, plan: Plan, state: State, keep: int) -> State:
+    """One block on fewer tokens, with all of them back at its end."""
+    reduction = plan.method.reduce(LayerView(state.x, plan.prefix, block=number, grid=state.grid), keep)
+    assert isinstance(reduction, LocalReduction)
+    x = reduction.close(block(reduction.down(state.x)), state.x)
+    return state._replace(x=x, chain=(*state.chain, (number, reduction)))
+
+
 def _advance(block: nn.Module, number: int, plan: Plan, recovery: Recovery | None, state: State) -> State:
     """One block: attention, reduction if the schedule says so, feed-forward."""
-    x, sizes, chain = state
+    x, sizes, chain, grid = state
     keep = plan.prefix + plan.schedule.kept(number, x.shape[1] - plan.prefix)
     log_sizes = sizes if plan.method.scaling else None
     if keep >= x.shape[1]:
         if log_sizes is None:
-            return State(block(x), sizes, chain)
+            return state._replace(x=block(x))
         view = plan.host.attend(block, x, log_sizes, NOTHING, plan.prefix)
-        return State(plan.host.feed_forward(block, view.x), sizes, chain)
-    view = replace(plan.host.attend(block, x, log_sizes, plan.method.wanted, plan.prefix), sizes=sizes)
+        return state._replace(x=plan.host.feed_forward(block, view.x))
+    if plan.method.around:
+        return _local(block, number, plan, state, keep)
+    view = plan.host.attend(block, x, log_sizes, plan.method.wanted, plan.prefix)
+    view = replace(view, sizes=sizes, block=number, grid=grid)
     reduction = plan.method.reduce(view, keep)
     y = reduction.down(view.x)
     if recovery == "nearest" and reduction.nearest is None:
         reduction = replace(reduction, nearest=nearest_token(view.x, y, plan.prefix))
-    return State(plan.host.feed_forward(block, y), reduction.sizes, (*chain, (number, reduction)))
+    return State(plan.host.feed_forward(block, y), reduction.sizes, (*chain, (number, reduction)), reduction.grid)
+
+
+def _square(patches: int) -> tuple[int, int] | None:
+    """The grid of that many patches, where they make a square."""
+    side = math.isqrt(patches)
+    return (side, side) if side * side == patches else None
 
 
 class CompressedStack(nn.Sequential):
@@ -119,6 +141,7 @@ class CompressedStack(nn.Sequential):
         recovery: Recovery | None = None,
         checkpointed: bool = False,
         after: Callable[[int, State], None] | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> State:
         """Run all blocks on tokens x (B, N, C).
 
@@ -127,11 +150,13 @@ class CompressedStack(nn.Sequential):
             recovery: make the reductions able to recover in this way; None: as the plan says.
             checkpointed: recompute activations in the backward pass.
             after: called with (block number, state) after every block.
+            grid: (rows, columns) of the patch tokens; None: a square, if their number makes one.
 
         Returns:
             The final state, on the short sequence.
         """
-        recovery, state = recovery or self.plan.recovery, State(x)
+        recovery = recovery or self.plan.recovery
+        state = State(x, grid=grid or _square(x.shape[1] - self.plan.prefix))
         for number, block in enumerate(self):
             arguments: tuple[Any, ...] = (block, number, self.plan, recovery, state)
             state = checkpoint(_advance, *arguments, use_reentrant=False) if checkpointed else _advance(*arguments)

@@ -5,6 +5,7 @@ Shapes: B batch, N tokens, C channels, H heads, D head dimension, P prefix token
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -16,7 +17,15 @@ from torch import Tensor, nn
 
 from ttf.hosts import Host
 from ttf.methods.base import LayerView
-from ttf.ops.attention import Wanted, column_sums, fused_attention, mapped_attention, size_bias
+from ttf.ops.attention import (
+    Wanted,
+    class_row,
+    column_sums,
+    fused_attention,
+    mapped_attention,
+    side_by_side,
+    size_bias,
+)
 from ttf.schedule import thirds
 from ttf.stack import CompressedStack, State, shallow_twin
 
@@ -32,7 +41,7 @@ def _qkv(attn: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _project(attn: Attention, x: Tensor, heads: Tensor) -> Tensor:
     """What a timm attention layer does after its softmax: heads (B, H, N, D) to (B, N, C)."""
-    out = heads.transpose(1, 2).flatten(2)
+    out = side_by_side(heads)
     out = attn.norm(out) if hasattr(attn, "norm") else out
     gate = getattr(attn, "gate", None)
     out = out if gate is None else out * gate(x).sigmoid()
@@ -43,13 +52,21 @@ def _attention(attn: Any, x: Tensor, sizes: Tensor | None, wanted: Wanted, prefi
     """The attention branch, without its residual, as the tokens of a view."""
     q, k, v = _qkv(attn, x)
     bias, dropout = size_bias(sizes, q.dtype), attn.attn_drop.p if attn.training else 0.0
-    if wanted.score_rows is None:
-        heads, scores = fused_attention(q, k, v, bias, attn.scale, dropout), None
-    else:
+    scores = attention = None
+    if wanted.needs_map:
         heads, attention = mapped_attention(q, k, v, bias, attn.scale, dropout)
-        scores = column_sums(attention, wanted.score_rows, prefix)
-    keys = k.mean(dim=1) if wanted.keys else None
-    return LayerView(_project(attn, x, heads), prefix, scores=scores, keys=keys)
+        scores = column_sums(attention, wanted.score_rows, prefix) if wanted.score_rows else None
+    else:
+        heads = fused_attention(q, k, v, bias, attn.scale, dropout)
+        scores = class_row(q, k, bias, attn.scale) if wanted.score_rows == "class" else None
+    return LayerView(
+        _project(attn, x, heads), prefix, scores=scores,
+        keys=k.mean(dim=1) if wanted.keys else None,
+        attention=attention if wanted.attention else None,
+        value_norms=side_by_side(v).float().norm(dim=-1) if wanted.value_norms else None,
+        class_query=side_by_side(q)[:, 0] if wanted.projections else None,
+        flat_keys=side_by_side(k) if wanted.projections else None,
+    )  # fmt: skip
 
 
 def _attend(block: Any, x: Tensor, sizes: Tensor | None, wanted: Wanted, prefix: int) -> LayerView:
@@ -90,7 +107,8 @@ def _embed(model: Any, x: Tensor) -> Tensor:
 
 
 def _run(model: Any, x: Tensor) -> State:
-    return model.blocks.run(_embed(model, x), checkpointed=model.grad_checkpointing and model.training)
+    checkpointed = model.grad_checkpointing and model.training
+    return model.blocks.run(_embed(model, x), checkpointed=checkpointed, grid=_grid(model, x.shape[-2:]))
 
 
 def _refuse_masks(attn_mask: Tensor | None, is_causal: bool) -> None:
@@ -132,7 +150,10 @@ def _forward_intermediates(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> A
     _refuse_masks(kwargs.get("attn_mask"), kwargs.get("is_causal", False))
     outputs: list[Tensor] = []
     recovery = self.blocks.plan.recovery or "nearest"
-    self.blocks.run(_embed(self, x), recovery=recovery, after=lambda _, state: outputs.append(state.dense()))
+    self.blocks.run(
+        _embed(self, x), recovery=recovery, grid=_grid(self, x.shape[-2:]),
+        after=lambda _, state: outputs.append(state.dense()),
+    )  # fmt: skip
     shadow = shallow_twin(self)
     del shadow._modules["blocks"]
     shadow.__dict__["blocks"] = _Replay(outputs)
@@ -198,8 +219,8 @@ def _leave(model: nn.Module) -> None:
         model.__class__ = _own_class(model)
 
 
-def _grid(model: Any, size: tuple[int, int]) -> tuple[int, int]:
-    return model.patch_embed.dynamic_feat_size(size)
+def _grid(model: Any, size: Sequence[int]) -> tuple[int, int]:
+    return model.patch_embed.dynamic_feat_size(tuple(size))
 
 
 def _check(model: Any) -> None:

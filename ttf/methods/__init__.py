@@ -6,9 +6,10 @@ from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
 from ttf.methods.base import LayerView, Method
+from ttf.methods.evit import EViT
 from ttf.methods.token_transform import PRESETS, TokenTransform
 
-METHODS: dict[str, type] = {"token_transform": TokenTransform}
+METHODS: dict[str, type] = {"token_transform": TokenTransform, "evit": EViT}
 
 __all__ = ["METHODS", "PRESETS", "LayerView", "Method", "build"]
 

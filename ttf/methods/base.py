@@ -5,8 +5,8 @@ Shapes: B batch, N tokens, C channels, D head dimension, P prefix tokens.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
@@ -25,6 +25,12 @@ class LayerView:
         scores: (B, N) float32, column sums of the attention map over the rows asked for (Eq. 2).
         keys: (B, N, D) keys averaged over the heads.
         normed: (B, N, C) tokens after the norm of the feed-forward half.
+        attention: (B, H, N, N) float32, the attention map.
+        value_norms: (B, N) float32, L2 norms of the values, all heads together.
+        class_query: (B, C) query of the class token, heads side by side.
+        flat_keys: (B, N, C) keys, heads side by side.
+        block: number of the block, 0-based.
+        grid: (rows, columns) of the patch tokens, or None where they lie on no grid (any more).
     """
 
     x: Tensor
@@ -33,25 +39,45 @@ class LayerView:
     scores: Tensor | None = None
     keys: Tensor | None = None
     normed: Tensor | None = None
+    attention: Tensor | None = None
+    value_norms: Tensor | None = None
+    class_query: Tensor | None = None
+    flat_keys: Tensor | None = None
+    block: int = 0
+    grid: tuple[int, int] | None = None
 
 
-class Method(Protocol):
-    """Interface of a reduction method; dataclasses in this package implement it."""
+class Method(ABC):
+    """Base of the reduction methods, which are dataclasses: their fields are the hyper-parameters."""
 
     @property
     def wanted(self) -> Wanted:
-        """What the method reads from a ``LayerView``."""
+        """What the method reads from a ``LayerView``; a host computes nothing else."""
+        return Wanted()
 
     @property
     def scaling(self) -> bool:
         """Whether the following layers add log s to their attention logits (Eq. 7)."""
+        return False
 
+    @property
+    def around(self) -> bool:
+        """Whether tokens are reduced at the start of a block and back at its end (a ``LocalReduction``)."""
+        return False
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the number of tokens depends on the image; ``keep`` is then an upper bound."""
+        return False
+
+    @abstractmethod
     def reduce(self, view: LayerView, keep: int) -> Reduction:
         """The Reduction from N to ``keep`` tokens, P of them prefix tokens.
 
         Args:
             view: what the layer knows.
-            keep: M, with P < M < N.
+            keep: M, with P < M < N. A method that cannot have any number of tokens (grids), or that adds one (a token
+                for all that it drops), says so.
 
         Returns:
             A Reduction; one that brings its own way back fills ``nearest``, else the stack does where it is asked for.

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from ttf.methods.base import LayerView
+from ttf.methods.base import LayerView, Method
 from ttf.ops import transform
 from ttf.ops.attention import ScoreRows, Wanted, check_score_rows
 from ttf.ops.numerics import require_finite
@@ -26,7 +26,7 @@ def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True)
-class TokenTransform:
+class TokenTransform(Method):
     """Many-to-many token transforming: Y = W X with W from gated cosine similarity.
 
     The defaults are the best reading measured on real weights (docs/reproduction.md); ``PRESETS["paper"]`` is the

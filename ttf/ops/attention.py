@@ -25,11 +25,26 @@ class Wanted:
         score_rows: sum the attention map over these rows (queries); None: no map is needed.
         keys: keys averaged over the heads.
         normed: the tokens after the norm of the feed-forward half.
+        attention: the whole attention map.
+        value_norms: L2 norms of the values, all heads together.
+        projections: the class token's query and all keys, heads side by side.
     """
 
     score_rows: ScoreRows | None = None
     keys: bool = False
     normed: bool = False
+    attention: bool = False
+    value_norms: bool = False
+    projections: bool = False
+
+    @property
+    def needs_map(self) -> bool:
+        """Whether the whole map has to be computed; the class row alone is cheaper."""
+        return self.attention or self.score_rows in ("all", "patch")
+
+    @property
+    def needs_class_token(self) -> bool:
+        return self.score_rows == "class" or self.projections
 
 
 def check_score_rows(rows: str | None, prefix: int = 1) -> None:
@@ -44,7 +59,7 @@ def size_bias(sizes: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """log s as an additive attention bias, the second term of Eq. 7.
 
     Args:
-        sizes: (B, N) float32, or None where all sizes are 1.
+        sizes: (B, N) float32, or None where all sizes are 1. Size 0 marks padding, which no token attends to.
         dtype: of the queries.
 
     Returns:
@@ -52,7 +67,8 @@ def size_bias(sizes: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """
     if sizes is None:
         return None
-    return sizes.clamp_min(SMALLEST_SIZE).log().to(dtype)[:, None, None, :]
+    logs = sizes.clamp_min(SMALLEST_SIZE).log().masked_fill(sizes == 0, -torch.inf)
+    return logs.to(dtype)[:, None, None, :]
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float = 0.0) -> Tensor:
@@ -80,6 +96,28 @@ def mapped_attention(
     attention = torch.softmax(logits, dim=-1, dtype=torch.float32)
     weights = F.dropout(attention, dropout) if dropout else attention
     return weights.to(v.dtype) @ v, attention
+
+
+def class_row(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """The class token's row of the attention map, mean over the heads, without the rest of the map.
+
+    Args:
+        q, k: (B, H, N, D); the class token is token 0.
+        bias: broadcastable to (B, H, 1, N), or None.
+        scale: of the logits.
+
+    Returns:
+        (B, N) float32.
+    """
+    logits = (q[:, :, :1] * scale) @ k.transpose(-2, -1)
+    if bias is not None:
+        logits = logits + bias
+    return torch.softmax(logits, dim=-1, dtype=torch.float32).squeeze(2).mean(dim=1)
+
+
+def side_by_side(heads: Tensor) -> Tensor:
+    """Heads (B, H, N, D) next to each other: (B, N, H * D)."""
+    return heads.transpose(1, 2).flatten(2)
 
 
 def column_sums(attention: Tensor, rows: ScoreRows = "all", prefix: int = 1) -> Tensor:

@@ -45,11 +45,13 @@ class Reduction(ABC):
         sizes: (B, M) float32, how many original tokens each new token stands for (Eq. 8).
         kept: (B, M) int64, the token that each new token grew from, or None where there is none such.
         nearest: (B, N) int64, the new token that stands in for each old one (Eq. 9), or None.
+        grid: (rows, columns) of the new patch tokens, or None where they lie on no grid.
     """
 
     sizes: Tensor
     kept: Tensor | None = None
     nearest: Tensor | None = None
+    grid: tuple[int, int] | None = None
 
     @abstractmethod
     def down(self, x: Tensor) -> Tensor:
@@ -107,6 +109,84 @@ class DenseReduction(Reduction):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MatrixReduction(Reduction):
+    """W as it is, for weights of any kind.
+
+    Attributes:
+        weights: (B, M, N) float32.
+        back: (B, N, M) float32, the method's own way back; None: W transposed, rows normalised to sum 1.
+    """
+
+    weights: Tensor
+    back: Tensor | None = None
+
+    def down(self, x: Tensor) -> Tensor:
+        with full_precision(x):
+            return self.weights.to(x.dtype) @ x
+
+    def spread(self, y: Tensor) -> Tensor:
+        back = self.weights.transpose(1, 2) if self.back is None else self.back
+        if self.back is None:
+            back = back / back.sum(-1, keepdim=True).clamp_min(torch.finfo(back.dtype).tiny)
+        with full_precision(y):
+            return back.to(y.dtype) @ y
+
+    def matrix(self) -> Tensor:
+        return self.weights.float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalReduction(MatrixReduction):
+    """A reduction that is undone at the end of its own block: x becomes R block(W x) + passed * x.
+
+    Attributes:
+        passed: (B, N) float32, share of each token that goes past the block (1 for pruned tokens).
+    """
+
+    passed: Tensor
+
+    def close(self, y: Tensor, x: Tensor) -> Tensor:
+        """The block's tokens from its short output y (B, M, C) and its input x (B, N, C)."""
+        return self.up(y) + self.passed.unsqueeze(-1).to(x.dtype) * x
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionReduction(Reduction):
+    """Pruning: new tokens are chosen old ones, in the order of ``kept``, and perhaps one weighted sum of the others.
+
+    Attributes:
+        kept: (B, K) int64, never None here.
+        columns: N.
+        fused: (B, N) float32, weights of one more token at the end, or None; then M = K + 1.
+    """
+
+    columns: int
+    fused: Tensor | None = None
+
+    def _index(self) -> Tensor:
+        assert self.kept is not None
+        return self.kept
+
+    def down(self, x: Tensor) -> Tensor:
+        y = gather_tokens(x, self._index())
+        if self.fused is None:
+            return y
+        with full_precision(x):
+            return torch.cat((y, self.fused.to(x.dtype).unsqueeze(1) @ x), dim=1)
+
+    def spread(self, y: Tensor) -> Tensor:
+        index = self._index()
+        out = y.new_zeros(y.shape[0], self.columns, y.shape[2])
+        if self.fused is not None:
+            out = (self.fused > 0).to(y.dtype).unsqueeze(-1) * y[:, -1:]
+        return out.scatter(1, index.unsqueeze(-1).expand(-1, -1, y.shape[2]), y[:, : index.shape[1]])
+
+    def matrix(self) -> Tensor:
+        chosen = F.one_hot(self._index(), self.columns).float()
+        return chosen if self.fused is None else torch.cat((chosen, self.fused.float().unsqueeze(1)), dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AssignmentReduction(Reduction):
     """Exclusive form: every old token goes into one new token (merging), or into none (pruning).
 
@@ -138,7 +218,7 @@ class AssignmentReduction(Reduction):
 
 
 def recover(chain: tuple[Reduction, ...], y: Tensor) -> Tensor:
-    """Undo several reductions, the last one first: (B, M_last, C) to (B, N_first, C)."""
+    """Undo several reductions, the last one first: (B, M_last, C) to (B, N_first, C). Local ones are undone already."""
     for reduction in reversed(chain):
-        y = reduction.up(y)
+        y = y if isinstance(reduction, LocalReduction) else reduction.up(y)
     return y

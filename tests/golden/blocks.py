@@ -1,0 +1,89 @@
+"""Golden cases: reading them, and running one block of theirs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from ttf.hosts.timm_vit import TIMM_VIT
+from ttf.methods import LayerView, Method
+from ttf.ops.reduction import Reduction
+
+DEFAULT = Path(__file__).parents[3] / "shared" / "golden" / "methods"
+FOLDER = Path(os.environ.get("TTF_GOLDEN_METHODS", DEFAULT))
+WEIGHT = {"rtol": 0.0, "atol": 2e-5}  # W, scores, sizes
+TOKEN = {"rtol": 0.0, "atol": 1e-4}  # tokens and block outputs
+
+
+class Case:
+    """One case of a file: ``case["x"]`` is a tensor, ``case.settings`` its settings, ``case.kind`` its name's word."""
+
+    def __init__(self, method: str, name: str, settings: dict[str, Any], folder: Path = FOLDER) -> None:
+        self.path, self.name, self.settings = folder / f"{method}.safetensors", name, settings
+        self.method, self.kind = method, re.match(r"[a-z]+", name)[0]
+
+    def __getitem__(self, tensor: str) -> Tensor:
+        with safe_open(self.path, "pt") as file:
+            return file.get_tensor(f"{self.name}/{tensor}")
+
+    def __contains__(self, tensor: str) -> bool:
+        with safe_open(self.path, "pt") as file:
+            return f"{self.name}/{tensor}" in file.keys()
+
+    def get(self, tensor: str) -> Tensor | None:
+        return self[tensor] if tensor in self else None
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """All tensors below ``prefix/``."""
+        start = f"{self.name}/{prefix}/"
+        with safe_open(self.path, "pt") as file:
+            return {key[len(start) :]: file.get_tensor(key) for key in file.keys() if key.startswith(start)}
+
+    def __repr__(self) -> str:
+        return f"{self.method}-{self.name}"
+
+
+def all_cases() -> list[Case]:
+    """Every case of every file in the folder; none where it is absent."""
+    found = []
+    for path in sorted(FOLDER.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            settings = json.loads((file.metadata() or {}).get("cases", "{}"))
+        found += [Case(path.stem, name, values) for name, values in settings.items()]
+    return found
+
+
+def block_of(case: Case) -> Any:
+    """The block of a case with its weights: LayerNorm eps 1e-5, MLP ratio 2, qkv bias."""
+    weights = case.group("weights")
+    dim, hidden = weights["attn.proj.weight"].shape[0], weights["mlp.fc1.weight"].shape[0]
+    norm: Any = partial(nn.LayerNorm, eps=1e-5)
+    block = Block(dim, case.settings["heads"], hidden / dim, qkv_bias=True, norm_layer=norm)
+    block.load_state_dict(weights)
+    return block.eval()
+
+
+@torch.inference_mode()
+def run_block(
+    case: Case, method: Method, keep: int, sizes: Tensor | None = None, prefix: int = 1, **view_options: Any
+) -> tuple[LayerView, Reduction, Tensor, Tensor]:
+    """The block of a case with a method between its halves: view, reduction, reduced tokens, block output.
+
+    ``sizes``: (B, N) of the tokens that come in. ``view_options``: more fields of the view (block, grid).
+    """
+    block = block_of(case)
+    view = TIMM_VIT.attend(block, case["x_in"], sizes if method.scaling else None, method.wanted, prefix)
+    view = replace(view, sizes=sizes, **view_options)
+    reduction = method.reduce(view, keep)
+    reduced = reduction.down(view.x)
+    return view, reduction, reduced, TIMM_VIT.feed_forward(block, reduced)
