@@ -12,7 +12,7 @@ from ttf.building import build
 from ttf.data.transforms import preprocessing
 from ttf.measure.provenance import device_name
 from ttf.stack import shallow_twin
-from ttf.tasks.run import pick_device, pick_dtype, reduction
+from ttf.tasks.options import pick_device, pick_dtype, reduction
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="benchmark")

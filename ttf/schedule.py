@@ -7,6 +7,7 @@ A schedule answers one question: ``kept(block, n)``, the number of patch tokens 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -77,23 +78,55 @@ class RemovePerBlock:
     """Remove r patch tokens in every block (or in the given ones), never more than half of what is there.
 
     Attributes:
-        r: tokens removed per block, >= 0.
+        r: tokens removed per block, >= 0; or one number for each block, none after the last of them.
         blocks: 0-based, or None for all.
+        inflection: in [-1, 1], makes r grow (above 0) or shrink (below 0) evenly from block to block, with the same
+            mean: 1 goes from 0 to 2r, -1 from 2r to 0.
+        depth: number of blocks that the inflection spreads over, that of the model.
+
+    Raises:
+        ValueError: a value out of its range, or an inflection of a list.
     """
 
-    r: int
+    r: int | Sequence[int]
     blocks: tuple[int, ...] | None = None
+    inflection: float = 0.0
+    depth: int = 12
 
     def __post_init__(self) -> None:
-        if self.r < 0:
+        if not isinstance(self.r, int):
+            object.__setattr__(self, "r", tuple(self.r))  # configs hold lists
+        listed = (self.r,) if isinstance(self.r, int) else self.r
+        if any(r < 0 for r in listed):
             raise ValueError(f"r is the number of tokens to remove per block and must be >= 0, got {self.r}")
+        if not -1.0 <= self.inflection <= 1.0:
+            raise ValueError(f"inflection must be in [-1, 1], got {self.inflection}")
+        if self.inflection and not isinstance(self.r, int):
+            raise ValueError("inflection goes with one r, not with a list of one r per block")
+        if self.inflection and self.depth < 2:
+            raise ValueError(f"an inflection spreads over at least 2 blocks, got depth {self.depth}")
 
     def check(self, depth: int) -> None:
         _check_blocks(self.blocks or (), depth)
+        if self.inflection and depth != self.depth:
+            raise ValueError(
+                f"the inflection is for depth {self.depth}, the model has {depth} blocks: set depth to that"
+            )
+        if not isinstance(self.r, int) and len(self.r) > depth:
+            raise ValueError(f"r lists {len(self.r)} blocks, the model has {depth}")
+
+    def _removed(self, block: int) -> int:
+        if not isinstance(self.r, int):
+            return self.r[block] if block < len(self.r) else 0
+        if not self.inflection:
+            return self.r
+        first = int(self.r * (1.0 - self.inflection))
+        step = 2 * (self.r - first) / (self.depth - 1)
+        return int(first + step * block)
 
     def kept(self, block: int, n: int) -> int:
         active = self.blocks is None or block in self.blocks
-        return n - min(self.r, n // 2) if active else n
+        return n - min(self._removed(block), n // 2) if active else n
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,8 @@ def _advance(block: nn.Module, number: int, plan: Plan, recovery: Recovery | Non
     reduction = plan.method.reduce(view, keep)
     y = reduction.down(view.x)
     if recovery == "nearest" and reduction.nearest is None:
-        reduction = replace(reduction, nearest=nearest_token(view.x, y, plan.prefix))
+        padded = reduction.sizes if plan.method.adaptive else None
+        reduction = replace(reduction, nearest=nearest_token(view.x, y, plan.prefix, padded))
     return State(plan.host.feed_forward(block, y), reduction.sizes, (*chain, (number, reduction)), reduction.grid)
 
 

@@ -6,12 +6,13 @@ import json
 import os
 import re
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -25,6 +26,11 @@ WEIGHT = {"rtol": 0.0, "atol": 2e-5}  # W, scores, sizes
 TOKEN = {"rtol": 0.0, "atol": 1e-4}  # tokens and block outputs
 
 
+@cache
+def _tensors(path: Path) -> dict[str, Tensor]:
+    return load_file(path)
+
+
 class Case:
     """One case of a file: ``case["x"]`` is a tensor, ``case.settings`` its settings, ``case.kind`` its name's word."""
 
@@ -33,21 +39,19 @@ class Case:
         self.method, self.kind = method, re.match(r"[a-z]+", name)[0]
 
     def __getitem__(self, tensor: str) -> Tensor:
-        with safe_open(self.path, "pt") as file:
-            return file.get_tensor(f"{self.name}/{tensor}")
+        return _tensors(self.path)[f"{self.name}/{tensor}"]
 
     def __contains__(self, tensor: str) -> bool:
-        with safe_open(self.path, "pt") as file:
-            return f"{self.name}/{tensor}" in file.keys()
+        return f"{self.name}/{tensor}" in _tensors(self.path)
 
     def get(self, tensor: str) -> Tensor | None:
-        return self[tensor] if tensor in self else None
+        """A tensor of the case, or None where it has no such."""
+        return _tensors(self.path).get(f"{self.name}/{tensor}")
 
     def group(self, prefix: str) -> dict[str, Tensor]:
         """All tensors below ``prefix/``."""
         start = f"{self.name}/{prefix}/"
-        with safe_open(self.path, "pt") as file:
-            return {key[len(start) :]: file.get_tensor(key) for key in file.keys() if key.startswith(start)}
+        return {key[len(start) :]: tensor for key, tensor in _tensors(self.path).items() if key.startswith(start)}
 
     def __repr__(self) -> str:
         return f"{self.method}-{self.name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 import pytest
+
 from tests.golden.blocks import FOLDER, Case, all_cases
 
 CASES = all_cases()

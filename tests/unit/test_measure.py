@@ -34,13 +34,13 @@ def _predictions(logits, features=None):
     return Predictions(torch.tensor(logits), features, torch.tensor([0, 1]), [])
 
 
-def test_accuracy_and_deviation_by_hand():
+def test_outcomes_and_their_means_by_hand():
     base = _predictions([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]])
     moved = _predictions([[0.0, 2.0, 1.0], [0.0, 3.0, 0.0]], torch.tensor([[1.0, 2.0], [1.0, 1.0]]))
-    assert classification.accuracy(base)["top1"]["value"] == 100
-    assert classification.accuracy(moved)["top1"]["value"] == 50
-    assert classification.accuracy(moved)["top5"]["value"] == 100
-    shift = classification.deviation(moved, base)
+    assert classification.metrics(classification.outcomes(base, base))["top1"]["value"] == 100
+    shift = classification.metrics(classification.outcomes(moved, base))
+    assert shift["top1"]["value"] == 50
+    assert shift["top5"]["value"] == 100
     p, q = base.logits[0].softmax(0), moved.logits[0].softmax(0)
     assert shift["kl"]["value"] == pytest.approx((p * (p / q).log()).sum().item() / 2, rel=1e-5)
     assert shift["agreement"]["value"] == 50

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -104,6 +105,57 @@ def test_remove_per_block_never_takes_more_than_half(r: int, n: int) -> None:
 def test_negative_removal() -> None:
     with pytest.raises(ValueError, match=">= 0"):
         RemovePerBlock(-1)
+
+
+def _removed(schedule: RemovePerBlock, depth: int) -> list[int]:
+    schedule.check(depth)
+    return [1000 - schedule.kept(block, 1000) for block in range(depth)]
+
+
+def test_one_number_for_each_block() -> None:
+    assert _removed(RemovePerBlock([8, 4]), 4) == [8, 4, 0, 0]
+    assert RemovePerBlock([8, 4]) == RemovePerBlock((8, 4))
+    assert _removed(RemovePerBlock((8, 4, 2), (0, 2)), 4) == [8, 0, 2, 0]
+
+
+def test_inflection_shrinks_or_grows_from_block_to_block() -> None:
+    assert _removed(RemovePerBlock(11, inflection=-1.0), 12) == list(range(22, -1, -2))
+    assert _removed(RemovePerBlock(11, inflection=1.0), 12) == list(range(0, 23, 2))
+    assert _removed(RemovePerBlock(3, inflection=0.5, depth=4), 4) == [1, 2, 3, 5]
+    assert _removed(RemovePerBlock(11, (0, 11), inflection=-1.0), 12) == [22] + [0] * 11
+
+
+@given(st.integers(0, 30), st.floats(-1.0, 1.0), st.integers(2, 40))
+def test_inflection_keeps_the_total(r: int, inflection: float, depth: int) -> None:
+    removed = _removed(RemovePerBlock(r, inflection=inflection, depth=depth), depth)
+    assert r * depth - depth <= sum(removed) <= r * depth
+    assert removed == sorted(removed, reverse=inflection < 0)
+
+
+def test_inflection_of_another_depth() -> None:
+    RemovePerBlock(4).check(24)
+    with pytest.raises(ValueError, match=r"depth 12.*24 blocks"):
+        RemovePerBlock(4, inflection=0.5).check(24)
+
+
+def test_more_numbers_than_blocks() -> None:
+    with pytest.raises(ValueError, match=r"3 blocks.*has 2"):
+        RemovePerBlock((1, 2, 3)).check(2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"r": (3, -1)}, ">= 0"),
+        ({"r": 3, "inflection": 1.5}, r"\[-1, 1\]"),
+        ({"r": 3, "inflection": math.nan}, r"\[-1, 1\]"),
+        ({"r": (3, 4), "inflection": 0.5}, "one r"),
+        ({"r": 3, "inflection": 0.5, "depth": 1}, "at least 2"),
+    ],
+)
+def test_removals_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RemovePerBlock(**options)
 
 
 def test_counts() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch.utils.data import Dataset, default_collate
@@ -51,6 +51,31 @@ class Shuffled(Dataset[Any]):
             return index, self.data[index]
         except BadImageError as error:
             return index, error
+
+
+class Remembered(Dataset[Any]):
+    """The items of a small set, kept in memory from one evaluation of a sweep to the next.
+
+    Args:
+        data: what to remember; must fit in memory.
+        key: identity of the items: the set, the order, the preprocessing. Another key forgets the former set.
+    """
+
+    _key: ClassVar[object] = None
+    _items: ClassVar[dict[int, Any]] = {}
+
+    def __init__(self, data: Shuffled, key: object) -> None:
+        self.data = data
+        if key != Remembered._key:
+            Remembered._key, Remembered._items = key, {}
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, position: int) -> tuple[int, Any]:
+        if position not in self._items:
+            self._items[position] = self.data[position]
+        return self._items[position]
 
 
 class Collate:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
 CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -21,7 +21,7 @@ UNCOUNTED = {} if CPU_ATTENTION in flop_registry else {CPU_ATTENTION: _cpu_atten
 
 
 @torch.no_grad()
-def gmacs(model: nn.Module, shape: Sequence[int]) -> float:
+def gmacs(model: nn.Module, shape: Sequence[int], image: Tensor | None = None) -> float:
     """Multiply-accumulates / 1e9 of one forward pass: the paper's GFLOPs.
 
     Counts what runs, by torch's own operator-level counter: matrix products, convolutions and attention (fused or
@@ -30,6 +30,7 @@ def gmacs(model: nn.Module, shape: Sequence[int]) -> float:
     Args:
         model: in any mode; run once in evaluation mode.
         shape: of the input, (3, H, W) for one image or (B, 3, H, W).
+        image: of that shape, for models whose cost depends on the image; None: zeros.
 
     Returns:
         For the whole input, so per image where B is 1 or not given.
@@ -41,11 +42,12 @@ def gmacs(model: nn.Module, shape: Sequence[int]) -> float:
         raise ValueError(f"shape must be (3, H, W) or (B, 3, H, W), got {tuple(shape)}")
     full = (1, *shape) if len(shape) == 3 else tuple(shape)
     like = next(model.parameters())
+    images = torch.zeros(full) if image is None else image.reshape(full)
     modes = {module: module.training for module in model.modules()}
     counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
     try:
         with counter:
-            model.eval()(torch.zeros(full, device=like.device, dtype=like.dtype))
+            model.eval()(images.to(like.device, like.dtype))
     finally:
         for module, training in modes.items():
             module.training = training

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ttf.methods.base import LayerView, Method
 from ttf.ops import transform
 from ttf.ops.attention import ScoreRows, Wanted, check_score_rows
-from ttf.ops.numerics import require_finite
+from ttf.ops.grid import grid_for, pooling_matrix, require_grid
+from ttf.ops.numerics import full_precision, require_finite
 from ttf.ops.reduction import DenseReduction, behind_prefix, gather_tokens
 
 Feature = Literal["x", "norm", "keys", "xk"]
-Selection = Literal["informative", "redundancy"]
+Selection = Literal["informative", "redundancy", "pool"]
+Similarity = Literal["cosine", "euclidean", "inverse"]
 FEATURES = ("x", "norm", "keys", "xk")
-SELECTIONS = ("informative", "redundancy")
+SELECTIONS = ("informative", "redundancy", "pool")
+SIMILARITIES = ("cosine", "euclidean", "inverse")
 
 
 def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
@@ -41,8 +46,11 @@ class TokenTransform(Method):
             of the cosines of x and of the keys.
         gate: below kappa a cosine becomes "zero" (Eq. 3) or is left out of the softmax ("mask").
         score_rows: rows of the attention map that informativeness (Eq. 2) sums: "all", "patch" or "class".
-        selection: "informative" (the highest H) or "redundancy" (redundancy-aware: H times what no
-            more informative token already says; beyond the paper).
+        selection: "informative" (the highest H), "redundancy" (redundancy-aware: H times what no more informative
+            token already says; beyond the paper) or "pool" (no tokens: the grid pooled to about as many cells, Table 8).
+        similarity: "cosine" (Eq. 4), "euclidean" (minus the distance, without gate) or "inverse" (1 / (1 + distance),
+            gated): the last two for Table 8.
+        normalise: assignment normalisation (Eq. 5); without it (Table 7) m is the gated similarity itself.
         scaling: later layers add log s to their attention logits (Eq. 7).
 
     Raises:
@@ -57,51 +65,82 @@ class TokenTransform(Method):
     gate: transform.Gate = "zero"
     score_rows: ScoreRows = "all"
     selection: Selection = "redundancy"
+    similarity: Similarity = "cosine"
+    normalise: bool = True
     scaling: bool = True
 
     def __post_init__(self) -> None:
         transform.check_temperature(self.kappa, self.tau, self.gate)
         _one_of("feature", self.feature, FEATURES)
         _one_of("selection", self.selection, SELECTIONS)
+        _one_of("similarity", self.similarity, SIMILARITIES)
         check_score_rows(self.score_rows)
 
     @property
     def wanted(self) -> Wanted:
         return Wanted(self.score_rows, keys=self.feature in ("keys", "xk"), normed=self.feature == "norm")
 
-    def _units(self, view: LayerView) -> Tensor:
-        x, keys = view.x, view.keys
-        if self.feature in ("keys", "xk"):
-            assert keys is not None, "the host did not provide keys"
-            return transform.unit_features(keys) if self.feature == "keys" else transform.unit_features(x, keys)
-        if self.feature == "norm":
-            assert view.normed is not None, "the host did not provide normed tokens"
-            return transform.unit_features(view.normed)
-        return transform.unit_features(x)
+    def _features(self, view: LayerView, isolated: int) -> tuple[Tensor, ...]:
+        """What the similarity compares, (B, n, F) each; their cosines are averaged."""
+        named = {"x": (view.x,), "norm": (view.normed,), "keys": (view.keys,), "xk": (view.x, view.keys)}[self.feature]
+        assert all(part is not None for part in named), f"the host did not provide {self.feature}"
+        return tuple(part[:, isolated:] for part in named if part is not None)
 
-    def _cosines(self, units: Tensor, scores: Tensor, keep: int, prefix: int) -> tuple[Tensor, Tensor]:
-        """Informative tokens (B, M) and cosines of all tokens with them (B, N, M), all prefix tokens informative."""
+    def _similarity(self, parts: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> Tensor:
+        if self.similarity == "cosine":
+            return transform.similarity(transform.unit_features(*parts), transform.unit_features(*others))
+        distances = transform.distances(torch.cat(parts, dim=-1), torch.cat(others, dim=-1))
+        return -distances if self.similarity == "euclidean" else 1 / (1 + distances)
+
+    def _informative(self, parts: tuple[Tensor, ...], scores: Tensor, keep: int, prefix: int) -> tuple[Tensor, Tensor]:
+        """Informative tokens (B, m) and similarities of all tokens to them (B, n, m), all prefix tokens informative."""
         if self.selection == "informative":
             index = behind_prefix(transform.select(scores[:, prefix:], keep - prefix), prefix)
-            return index, transform.similarity(units, gather_tokens(units, index))
-        full = transform.similarity(units, units)
-        ranks = transform.novelty(scores[:, prefix:], full[:, prefix:, prefix:])
-        index = behind_prefix(transform.select(ranks, keep - prefix), prefix)
-        return index, gather_tokens(full, index).transpose(1, 2)
+            similarities = self._similarity(parts, tuple(gather_tokens(part, index) for part in parts))
+        else:
+            full = self._similarity(parts, parts)
+            ranks = transform.novelty(scores[:, prefix:], full[:, prefix:, prefix:])
+            index = behind_prefix(transform.select(ranks, keep - prefix), prefix)
+            similarities = gather_tokens(full, index).transpose(1, 2)
+        own = 0.0 if self.similarity == "euclidean" else 1.0
+        return index, transform.mark_own(similarities, index, own)
+
+    def _pooled(self, parts: tuple[Tensor, ...], pool: Tensor, prefix: int) -> Tensor:
+        """Similarities of all tokens to the prefix tokens and the pooled cells, (B, n, m)."""
+        with full_precision(pool):
+            pooled = (torch.cat((p[:, :prefix].float(), pool @ p[:, prefix:].float()), dim=1) for p in parts)
+            return self._similarity(parts, tuple(pooled))
+
+    def _shares(self, similarities: Tensor) -> Tensor:
+        """m of Eq. 5, transposed, (B, n, m)."""
+        if not self.normalise:
+            return similarities.masked_fill(similarities < self.kappa, 0.0).clamp_min(0.0)
+        kappa = -math.inf if self.similarity == "euclidean" else self.kappa
+        return transform.assign(similarities, kappa, self.tau, self.gate)
 
     def reduce(self, view: LayerView, keep: int) -> DenseReduction:
-        """See ``Method.reduce``. Raises ``ValueError`` where tokens, keys or attention are not finite (on a CPU)."""
+        """See ``Method.reduce``; with selection="pool" there are about ``keep`` tokens, on a grid.
+
+        Raises:
+            ValueError: tokens, keys or attention are not finite (on a CPU), or there is no grid to pool.
+        """
         assert view.scores is not None and view.prefix < keep <= view.x.shape[1]
         require_finite(view.x, "the tokens")
         require_finite(view.scores, "the attention scores")
         isolated = view.prefix if self.isolate else 0
-        units, scores = self._units(view)[:, isolated:], view.scores[:, isolated:]
-        index, cosines = self._cosines(units, scores, keep - isolated, view.prefix - isolated)
-        shares = transform.assign(transform.mark_own(cosines, index), self.kappa, self.tau, self.gate)
+        parts, prefix = self._features(view, isolated), view.prefix - isolated
+        cells = kept = None
+        if self.selection == "pool":
+            grid = require_grid(view.grid, view.x.shape[1] - view.prefix, "selection=pool")
+            cells = grid_for(grid, keep - view.prefix)
+            similarities = self._pooled(parts, pooling_matrix(grid, cells, view.x.device), prefix)
+        else:
+            index, similarities = self._informative(parts, view.scores[:, isolated:], keep - isolated, prefix)
+            kept = behind_prefix(index, isolated)
+        shares = self._shares(similarities)
         mass = view.sizes[:, isolated:] if self.accumulate and view.sizes is not None else None
         sizes = F.pad(transform.transformed_sizes(shares, mass), (isolated, 0), value=1.0)
-        kept = behind_prefix(index, isolated)
-        return DenseReduction(sizes=sizes, kept=kept, assignment=shares, mass=mass, prefix=isolated)
+        return DenseReduction(sizes=sizes, kept=kept, assignment=shares, mass=mass, prefix=isolated, grid=cells)
 
 
 PRESETS: dict[str, dict[str, object]] = {

@@ -48,6 +48,14 @@ def similarity(units: Tensor, others: Tensor) -> Tensor:
         return (units @ others.transpose(1, 2)).clamp(-1.0, 1.0)
 
 
+def distances(features: Tensor, others: Tensor) -> Tensor:
+    """Euclidean distances of two sets of features, (B, n, F) and (B, m, F): (B, n, m) float32."""
+    with full_precision(features):
+        features, others = features.float(), others.float()
+        squares = features.square().sum(-1).unsqueeze(2) + others.square().sum(-1).unsqueeze(1)
+        return (squares - 2 * features @ others.transpose(1, 2)).clamp_min(0.0).sqrt()
+
+
 def select(scores: Tensor, m: int) -> Tensor:
     """Indices of the m highest scores in raster order: (B, n) to (B, m) int64."""
     return scores.topk(m, dim=1, sorted=False).indices.sort(dim=1).values
@@ -89,14 +97,15 @@ def assign(cosines: Tensor, kappa: float, tau: float, gate: Gate = "zero") -> Te
     return torch.softmax(logits, dim=-1).masked_fill(below, 0.0)
 
 
-def mark_own(cosines: Tensor, index: Tensor) -> Tensor:
-    """Set the cosine of every informative token with itself to exactly 1, so that no gate empties a row of W.
+def mark_own(similarities: Tensor, index: Tensor, own: float = 1.0) -> Tensor:
+    """Set the similarity of every informative token with itself to exactly ``own``, so that no gate empties a row of W.
 
     Args:
-        cosines: (B, n, m).
+        similarities: (B, n, m).
         index: (B, m), old token of each new one.
+        own: similarity of a token with itself, 1 for cosines.
     """
-    return cosines.scatter(1, index.unsqueeze(1), 1.0)
+    return similarities.scatter(1, index.unsqueeze(1), own)
 
 
 def transformed_sizes(shares: Tensor, mass: Tensor | None) -> Tensor:

@@ -63,7 +63,7 @@ def log_row(row: Row, logger: DictConfig) -> None:
     try:
         run = wandb.init(
             project=logger.project, entity=logger.entity, dir=logger.dir, id=row["id"], resume="allow",
-            group=row["experiment"], name=row["config"]["model"]["name"], config=row["config"],
+            group=(row["experiments"] or [None])[0], name=row["config"]["model"]["name"], config=row["config"],
         )  # fmt: skip
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:
         raise ValueError(f"W&B: {error}. Set WANDB_MODE=offline to log to disk") from error

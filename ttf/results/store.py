@@ -1,6 +1,7 @@
 """Rows of results on disk: one JSON file a run, named by the hash of what determines its numbers.
 
-``ID.json`` a finished row, ``ID.started.json`` a run that began (its config), ``ID.failed.json`` one that failed.
+``ID.json`` a finished row, ``ID.images.safetensors`` its outcomes image by image (in the order of the seeded shuffle),
+``ID.started.json`` a run that began (its config), ``ID.failed.json`` one that failed.
 """
 
 from __future__ import annotations
@@ -8,8 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ttf.data.files import atomic_write
 
@@ -61,11 +67,31 @@ class Store:
         """Note the config of a run that starts now; fails at once where the folder cannot be written."""
         write_json(self.path(name, "started"), config)
 
-    def finish(self, name: str, row: Row) -> None:
+    def finish(self, name: str, row: Row, images: dict[str, Tensor] | None = None) -> None:
         """Write the row of a run, whole or not at all, and drop its other files."""
+        if images:
+            atomic_write(self._images(name), partial(save_file, images))
         write_json(self.path(name), row)
         for state in ("started", "failed"):
             self.path(name, state).unlink(missing_ok=True)
+
+    def _images(self, name: str) -> Path:
+        return self.folder / f"{name}.images.safetensors"
+
+    def images(self, name: str) -> dict[str, Tensor]:
+        """Outcomes of a row image by image, (n,) each. Raises ``ValueError`` where they are missing or corrupt."""
+        try:
+            return load_file(self._images(name))
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{self._images(name)} cannot be read ({error}): run again with force=true") from error
+
+    def note_experiment(self, row: Row, experiment: str | None) -> Row:
+        """The row, with ``experiment`` among those that it belongs to, on disk too."""
+        if experiment is None or experiment in row["experiments"]:
+            return row
+        row = {**row, "experiments": sorted([*row["experiments"], experiment])}
+        write_json(self.path(row["id"]), row)
+        return row
 
     def fail(self, name: str, config: Row, error: BaseException) -> None:
         """Record a failure with its traceback."""

@@ -14,10 +14,10 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ttf.data.imagenet import BadImageError
-from ttf.data.subset import Collate, OnBadImage, Shuffled
+from ttf.data.subset import Collate, OnBadImage
 from ttf.tasks import intervals
 
 
@@ -65,14 +65,14 @@ def _check_finite(logits: Tensor, indices: list[int]) -> None:
 @torch.inference_mode()
 def predict(
     model: nn.Module,
-    data: Shuffled,
+    data: Dataset[Any],
     *,
     batch_size: int = 50,
     workers: int = 0,
     on_bad_image: OnBadImage = "stop",
     label: str = "evaluating",
 ) -> Predictions:
-    """Run ``model`` over ``data`` with a progress bar.
+    """Run ``model`` over ``data``, items as ``Shuffled`` gives them, with a progress bar.
 
     Raises:
         ValueError: an unreadable image with on_bad_image="stop", no readable image at all, or NaN logits.
@@ -81,7 +81,7 @@ def predict(
     loader = DataLoader(data, batch_size, num_workers=workers, collate_fn=Collate(on_bad_image))
     logits, labels, bad = list[Tensor](), list[Tensor](), list[BadImageError]()
     with _progress(label) as bar, _classifier_inputs(model) as features:
-        task = bar.add_task("", total=len(data))
+        task = bar.add_task("", total=len(data))  # type: ignore[arg-type]
         for indices, batch, errors in loader:
             bad += errors
             bar.advance(task, len(indices) + len(errors))
@@ -104,23 +104,27 @@ def _average(values: Tensor) -> dict[str, Any]:
     return {"value": values.double().mean().item(), "ci95": list(intervals.mean(values))}
 
 
-def accuracy(predictions: Predictions) -> dict[str, dict[str, Any]]:
-    """Top-1 and top-5 in percent with Wilson's 95 % intervals."""
-    k = min(5, predictions.logits.shape[1])
-    best = predictions.logits.topk(k, dim=1).indices == predictions.labels.unsqueeze(1)
-    return {"top1": _share(best[:, 0]), "top5": _share(best.any(1))}
-
-
-def deviation(compressed: Predictions, base: Predictions) -> dict[str, dict[str, Any]]:
-    """How far ``compressed`` is from ``base`` on the same images, with 95 % intervals.
+def outcomes(ours: Predictions, base: Predictions) -> dict[str, Tensor]:
+    """What a row is made of, image by image: (n,) each, bool or float32.
 
     Returns:
-        agreement: images with the same top-1 class, percent.
-        kl: KL(base || compressed) of the class probabilities, nats, mean over images.
-        class_token_error: ||c - c_base|| / ||c_base|| of the classifier's input, mean over images (Fig. 2).
+        top1, top5: is the label the most probable class, among the five most probable?
+        agreement: is the top-1 class that of the uncompressed model?
+        kl: KL(base || ours) of the class probabilities, nats.
+        class_token_error: ||c - c_base|| / ||c_base|| of the classifier's input (Fig. 2).
     """
-    same = compressed.logits.argmax(1) == base.logits.argmax(1)
-    log_p, log_q = base.logits.log_softmax(1), compressed.logits.log_softmax(1)
-    kl = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(1)
-    error = (compressed.features - base.features).norm(dim=1) / base.features.norm(dim=1)
-    return {"agreement": _share(same), "kl": _average(kl), "class_token_error": _average(error)}
+    best = ours.logits.topk(min(5, ours.logits.shape[1]), dim=1).indices
+    hits = best == ours.labels.unsqueeze(1)
+    log_p, log_q = base.logits.log_softmax(1), ours.logits.log_softmax(1)
+    return {
+        "top1": hits[:, 0].contiguous(),
+        "top5": hits.any(1),
+        "agreement": best[:, 0] == base.logits.argmax(1),
+        "kl": F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(1),
+        "class_token_error": (ours.features - base.features).norm(dim=1) / base.features.norm(dim=1),
+    }
+
+
+def metrics(outcomes: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Means with 95 % intervals: percent (Wilson) of what is true or false, else nats or relative error (normal)."""
+    return {name: (_share if o.dtype == torch.bool else _average)(o) for name, o in outcomes.items()}

@@ -9,17 +9,19 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 import ttf
 from ttf.building import build
 from ttf.data.files import atomic_write
-from ttf.data.subset import ImageSet, Shuffled
+from ttf.data.subset import ImageSet, Remembered, Shuffled
 from ttf.data.transforms import Preprocessing, preprocessing
 from ttf.measure.provenance import provenance
 from ttf.models.weights import file_digest, fingerprint, load_model
@@ -27,50 +29,12 @@ from ttf.results.store import Row, Store, signature
 from ttf.stack import shallow_twin
 from ttf.tasks import classification
 from ttf.tasks.classification import Predictions
+from ttf.tasks.options import check_pair, pick_device, pick_dtype, reduction
 
 # what can change the numbers, and nothing else, makes a run's identity
 IDENTITY = ("task", "model", "method", "schedule", "recover", "dtype", "limit", "seed", "on_bad_image")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def check_pair(cfg: DictConfig) -> None:
-    """Raise ``ValueError`` where the model is not made for the task; the message lists those that are."""
-    if cfg.task.name in cfg.model.tasks:
-        return
-    folder = Path(__file__).resolve().parents[2] / "configs" / "model"
-    fitting = [f.stem for f in sorted(folder.glob("*.yaml")) if cfg.task.name in OmegaConf.load(f).tasks]
-    raise ValueError(f"model={cfg.model.name} is not for task={cfg.task.name}: choose one of {', '.join(fitting)}")
-
-
-def pick_device(name: str) -> torch.device:
-    """The torch device of a name, "auto" being a GPU if there is one. Raises ``ValueError`` if it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not available here: use device=cpu or device=auto") from error
-    return device
-
-
-def pick_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a name. Raises ``ValueError`` for others than float32, float16, bfloat16."""
-    if name not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
-    return DTYPES[name]
-
-
-def reduction(cfg: DictConfig) -> dict[str, Any] | None:
-    """Arguments of ``ttf.apply`` from the config groups method and schedule; None for method=none."""
-    if cfg.method.method == "none":
-        return None
-    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-    options = {name: value for name, value in resolved["method"].items() if value is not None}
-    common = {"recover": cfg.recover, **options}
-    if "_target_" in cfg.schedule:
-        return {**common, "schedule": build(cfg.schedule, _convert_="object")}
-    return {**common, **resolved["schedule"]}
+REMEMBERED_IMAGES = 2000  # 600 KB each at 224 x 224
+COUNTED_IMAGES = 16  # where the number of tokens depends on the image, GMACs are a mean over so many
 
 
 class Run:
@@ -96,14 +60,21 @@ class Run:
         resolved: Any = OmegaConf.to_container(self.cfg, resolve=True)
         uncompressed = ("schedule", "recover") if self.reduction is None else ()
         chosen: Row = {key: resolved[key] for key in IDENTITY if key not in uncompressed}
+        chosen["method"] = {name: value for name, value in chosen["method"].items() if value is not None}
         chosen["task"] = {"name": self.cfg.task.name, "dataset": self.cfg.task.dataset}
         chosen["data"] = self.set.digest()
         chosen["checkpoint"] = file_digest(Path(self.cfg.checkpoint)) if self.cfg.checkpoint else None
         return chosen
 
-    def _predict(self, model: nn.Module, label: str) -> Predictions:
+    def _items(self, how: Preprocessing) -> Dataset[Any]:
+        """The images; few enough ones are decoded once for a whole sweep."""
+        if len(self.data) > REMEMBERED_IMAGES or self.cfg.workers:
+            return self.data
+        return Remembered(self.data, (self.set.digest(), tuple(self.data.indices), how))
+
+    def _predict(self, model: nn.Module, how: Preprocessing, label: str) -> Predictions:
         return classification.predict(
-            model, self.data, batch_size=self.cfg.batch_size, workers=self.cfg.workers,
+            model, self._items(how), batch_size=self.cfg.batch_size, workers=self.cfg.workers,
             on_bad_image=self.cfg.on_bad_image, label=label,
         )  # fmt: skip
 
@@ -114,7 +85,7 @@ class Run:
         path = Path(self.cfg.paths.cache) / f"base-{key}.safetensors"
         if path.exists():
             return Predictions(**load_file(path), bad=[])
-        base = self._predict(model, f"{self.cfg.model.name}, uncompressed")
+        base = self._predict(model, how, f"{self.cfg.model.name}, uncompressed")
         if not base.bad:
             tensors = {"logits": base.logits, "features": base.features, "labels": base.labels}
             atomic_write(path, partial(save_file, tensors))
@@ -154,11 +125,11 @@ class Run:
             costs = self._costs(model, how)
         base = self._base(model, how, weights)
         with self._compression(model):
-            ours = base if self.reduction is None else self._predict(model, f"{self.cfg.model.name}, {self._words()}")
+            ours = base if self.reduction is None else self._predict(model, how, self._words())
+        self.images = classification.outcomes(ours, base)
         row = {
-            "id": self.name, "config": self.config, "experiment": self.cfg.name,
-            "paper": OmegaConf.to_object(self.cfg.paper) if self.cfg.paper else None,
-            "metrics": {**classification.accuracy(ours), **classification.deviation(ours, base)},
+            "id": self.name, "config": self.config, "experiments": [self.cfg.name] if self.cfg.name else [],
+            "metrics": classification.metrics(self.images),
             **costs, "images": len(ours.labels), "bad_images": [b.path.name for b in ours.bad],
             "preprocessing": how.as_dict(), "weights_sha256": weights, "dtype": self.cfg.dtype,
             **provenance(self.device), "throughput": self._throughput(model, how),
@@ -176,16 +147,25 @@ class Run:
         return [o for o in HydraConfig.get().overrides.task if not o.startswith(hidden)]
 
     def _words(self) -> str:
-        return f"{self.cfg.method.method} {self.cfg.method.get('preset') or ''} ratio {self.cfg.ratio}"
+        return f"{self.cfg.model.name}, {self.cfg.name or self.cfg.method.get('method')}, {self.cfg.ratio}"
 
     def _costs(self, model: nn.Module, how: Preprocessing) -> Row:
-        like = next(model.parameters())
-        blank = torch.zeros(1, *how.input_size, device=like.device, dtype=like.dtype)
-        layers = [] if self.reduction is None else ttf.trace(model, blank)
+        layers = [] if self.reduction is None else ttf.trace(model, self._samples(model, how))
         return {
-            "gmacs": ttf.measure.gmacs(model, how.input_size), "params_m": ttf.measure.params_m(model),
-            "tokens": [{"block": layer.block, "tokens": layer.W.shape[1]} for layer in layers],
+            "gmacs": self._gmacs(model, how), "params_m": ttf.measure.params_m(model),
+            "tokens": [{"block": la.block, "tokens": (la.sizes > 0).sum(1).double().mean().item()} for la in layers],
         }  # fmt: skip
+
+    def _samples(self, model: Any, how: Preprocessing) -> Tensor:
+        """What costs are counted on: one blank image, or some images where the number of tokens depends on these."""
+        like = next(model.parameters())
+        if self.reduction is None or not model.blocks.plan.method.adaptive:
+            return torch.zeros(1, *how.input_size).to(like)
+        return torch.stack([self.set[index][0] for index in self.data.indices[:COUNTED_IMAGES]]).to(like)
+
+    def _gmacs(self, model: nn.Module, how: Preprocessing) -> float:
+        """Of one image, a mean over the samples."""
+        return fmean(ttf.measure.gmacs(model, how.input_size, image) for image in self._samples(model, how))
 
     def _throughput(self, model: nn.Module, how: Preprocessing) -> Row | None:
         """Speed of the uncompressed and the compressed model, interleaved on synthetic images; None if switched off."""
@@ -211,12 +191,12 @@ def execute(cfg: DictConfig) -> Row:
     row = None if cfg.force else store.finished(run.name)
     if row is not None:
         print(f"{run.name} has finished before: {store.path(run.name)} (force=true runs it again)", file=sys.stderr)
-        return row
+        return store.note_experiment(row, cfg.name)
     store.begin(run.name, run.config)
     try:
         row = run.measure()
     except Exception as error:
         store.fail(run.name, run.config, error)
         raise
-    store.finish(run.name, row)
+    store.finish(run.name, row, run.images)
     return row

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from tests.golden.blocks import TOKEN, WEIGHT, Case, run_block
 
+from tests.golden.blocks import TOKEN, WEIGHT, Case, run_block
 from ttf.methods.evit import EViT
 from ttf.schedule import KeepRatio
 

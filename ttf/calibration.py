@@ -1,0 +1,157 @@
+"""Calibration with gradients for Prune and Merge: which tokens matter in which block, over some labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ttf import hosts
+from ttf.hosts import Host
+from ttf.methods.base import LayerView, Method
+from ttf.methods.prune_and_merge import PruneAndMerge, importance_of_maps, matrices
+from ttf.ops.attention import Wanted
+from ttf.ops.reduction import Reduction
+from ttf.schedule import KeepRatio
+from ttf.stack import CompressedStack, Plan, State, shallow_twin
+
+Batch = tuple[Tensor, Tensor | None]
+
+
+class _Untouched(Method):
+    """The method of a plan that reduces nowhere."""
+
+    @property
+    def wanted(self) -> Wanted:
+        return Wanted(attention=True)
+
+    def reduce(self, view: LayerView, keep: int) -> Reduction:
+        raise NotImplementedError("nothing is reduced while calibrating")
+
+
+class _Probe(CompressedStack):
+    """A stack that reduces nothing and keeps the attention maps of some blocks, in the graph of gradients."""
+
+    chosen: tuple[int, ...]
+    maps: dict[int, Tensor]
+
+    def run(self, x: Tensor, **kwargs: object) -> State:
+        self.maps = {}
+        if not x.requires_grad:  # the maps need a graph where the parameters are frozen, too
+            x = x.detach().requires_grad_()
+        host, wanted = self.plan.host, self.plan.method.wanted
+        for number, block in enumerate(self):
+            if number in self.chosen:
+                view = host.attend(block, x, None, wanted, self.plan.prefix)
+                assert view.attention is not None
+                self.maps[number] = view.attention
+                x = host.feed_forward(block, view.x)
+            else:
+                x = block(x)
+        return State(x)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _probed(model: nn.Module, host: Host, blocks: Sequence[int] | None) -> tuple[nn.Module, _Probe]:
+    """A twin of the model, uncompressed, that runs through a probe; the model itself is not touched."""
+    container = getattr(model, host.container)
+    chosen = tuple(range(len(container))) if blocks is None else tuple(sorted(set(blocks)))
+    plan = Plan(_Untouched(), KeepRatio(1.0, chosen), host, host.prefix(model))
+    plan.schedule.check(len(container))
+    probe = _Probe(container, plan)
+    probe.chosen = chosen
+    twin = shallow_twin(model)
+    twin._modules[host.container] = probe
+    host.enter(twin)
+    return twin, probe
+
+
+def _batch_importance(twin: nn.Module, probe: _Probe, images: Tensor, labels: Tensor | None) -> dict[int, Tensor]:
+    """Block -> what one batch says of every token, (N,)."""
+    logits = twin(images)
+    target = logits.detach().argmax(dim=1) if labels is None else labels.to(logits.device)
+    maps = dict(probe.maps)
+    gradients = torch.autograd.grad(F.cross_entropy(logits.float(), target), list(maps.values()))
+    pairs = zip(maps.items(), gradients, strict=True)
+    return {block: importance_of_maps(attention.detach(), gradient) for (block, attention), gradient in pairs}
+
+
+def _grid(host: Host, model: nn.Module, images: Tensor) -> tuple[int, int]:
+    height, width = images.shape[-2:]
+    return host.grid(model, (height, width))
+
+
+def token_importance(
+    model: nn.Module, batches: Iterable[Batch], blocks: Sequence[int] | None = None
+) -> tuple[dict[int, Tensor], tuple[int, int]]:
+    """Gradient-weighted attention that every patch receives: sum over batches of |sum of gradient * A| / (B H N).
+
+    The uncompressed model is run in evaluation mode with gradients of the cross-entropy. Model, gradients of its
+    parameters and training mode stay as they are; a compressed model stays compressed.
+
+    Args:
+        model: a supported host.
+        batches: pairs (images, labels), all images of one size; labels None: what the model answers.
+        blocks: 0-based; None: all.
+
+    Returns:
+        Block -> (n,) float32, on the device of the model; and (rows, columns) of the patches.
+
+    Raises:
+        ValueError: the model is no supported host, blocks it does not have, no images, or images of several sizes.
+    """
+    host = hosts.find(model)
+    twin, probe = _probed(model, host, blocks)
+    device = next(model.parameters()).device
+    total: dict[int, Tensor] = {}
+    grids: set[tuple[int, int]] = set()
+    with _evaluating(model), torch.enable_grad():
+        for images, labels in batches:
+            grids.add(_grid(host, model, images))
+            if len(grids) > 1:
+                raise ValueError(f"calibration needs images of one size, and these make grids {sorted(grids)}")
+            part = _batch_importance(twin, probe, images.to(device), labels)
+            total = {block: total[block] + values if total else values for block, values in part.items()}
+    if not total:
+        raise ValueError("calibration needs at least one batch of images and at least one block")
+    return {block: values[probe.plan.prefix :] for block, values in total.items()}, grids.pop()
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    keep_rate: float = 0.6,
+    prune_rate: float = 0.1,
+    blocks: Sequence[int] | None = None,
+    decay: float = 0.025,
+) -> PruneAndMerge:
+    """Prune and Merge for this model: ``ttf.apply(model, method=method, blocks=method.blocks)``.
+
+    Args:
+        model: a supported host; not changed, see ``token_importance``.
+        batches: pairs (images, labels), all images of one size; labels None: what the model answers.
+        keep_rate: share of patch tokens that become centres, mean over the blocks; blocks differ by what matters there.
+        prune_rate: share that is pruned.
+        blocks: 0-based blocks to reduce in; None: all.
+        decay: how much less each block's importance counts than that of the one before.
+
+    Raises:
+        ValueError: as ``token_importance``, or rates out of their range.
+    """
+    ranks, (_, columns) = token_importance(model, batches, blocks)
+    prefix = hosts.find(model).prefix(model)
+    return PruneAndMerge(matrices(ranks, columns, prefix, keep_rate, prune_rate, decay))

@@ -1,0 +1,55 @@
+"""What a composed config means: which device, dtype and arguments of ``ttf.apply``; does the model fit the task?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ttf.building import build
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def check_pair(cfg: DictConfig) -> None:
+    """Raise ``ValueError`` where the model is not made for the task; the message lists those that are."""
+    if cfg.task.name in cfg.model.tasks:
+        return
+    folder = Path(__file__).resolve().parents[2] / "configs" / "model"
+    fitting = [f.stem for f in sorted(folder.glob("*.yaml")) if cfg.task.name in OmegaConf.load(f).tasks]
+    raise ValueError(f"model={cfg.model.name} is not for task={cfg.task.name}: choose one of {', '.join(fitting)}")
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of a name, "auto" being a GPU if there is one. Raises ``ValueError`` if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not available here: use device=cpu or device=auto") from error
+    return device
+
+
+def pick_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a name. Raises ``ValueError`` for others than float32, float16, bfloat16."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def reduction(cfg: DictConfig) -> dict[str, Any] | None:
+    """Arguments of ``ttf.apply`` from the config groups method and schedule; None for method=none."""
+    if cfg.method.get("method") == "none":
+        return None
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    if "_target_" in cfg.method:  # published settings: a method that brings its own schedule
+        return {"recover": cfg.recover, **build(cfg.method, _convert_="object")}
+    options = {name: value for name, value in resolved["method"].items() if value is not None}
+    common = {"recover": cfg.recover, **options}
+    if "_target_" in cfg.schedule:
+        return {**common, "schedule": build(cfg.schedule, _convert_="object")}
+    return {**common, **resolved["schedule"]}
