@@ -11,7 +11,8 @@ from rich.console import Console
 
 from ttf import cli
 from ttf.results import tables
-from ttf.results.store import Row
+from ttf.results.measured import Measured
+from ttf.results.store import Row, Store
 from ttf.tasks.run import Run, execute
 
 METHODS = {"uncompressed": "none", "paper": "paper", "default": "token_transform"}
@@ -26,12 +27,12 @@ def _row(cfg: DictConfig, method: DictConfig) -> Row:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="demo")
 def main(cfg: DictConfig) -> None:
     methods = {name: compose("eval", [f"method={choice}"]).method for name, choice in METHODS.items()}
-    rows = {name: _row(cfg.copy(), method) for name, method in methods.items()}
-    cells = tables.comparison(rows)
+    rows = [Measured(_row(cfg.copy(), method), Store(cfg.paths.runs)) for method in methods.values()]
+    cells = tables.table([tables.Line(name, row, rows[0]) for name, row in zip(methods, rows, strict=True)])
     folder = Path(cfg.demo_folder)
     Run(cfg).picture(folder / "tokens.png", range(cfg.figure_images))
     (folder / "table.md").write_text(tables.markdown(cells))
-    base = rows["uncompressed"]
+    base = rows[0].row
     title = f"{cfg.model.name}, keep ratio {cfg.ratio}, {base['images']} test images, {base['device']}"
     Console().print(tables.terminal(cells, title), tables.LEGEND)
     print(f"figure: {folder / 'tokens.png'}\ntable:  {folder / 'table.md'}")

@@ -11,20 +11,20 @@ from rich.console import Console
 from ttf import cli
 from ttf.data.files import atomic_write
 from ttf.results import tables
-from ttf.results.store import Store
+from ttf.results.lines import Sources, lines_by_heading
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="table")
 def main(cfg: DictConfig) -> None:
-    rows = [row for row in Store(cfg.paths.runs).rows() if (row["experiment"] or "").startswith(f"{cfg.table}/")]
-    if not rows:
-        raise ValueError(f"no rows of {cfg.table} in {cfg.paths.runs}: run make {cfg.table} first")
-    parts = []
-    for title, cells in tables.by_model(rows):
-        Console().print(tables.terminal(cells, title))
-        parts.append(f"**{title}**\n\n{tables.markdown(cells)}")
+    parts, quoted = [], False
+    for heading, lines in lines_by_heading(cfg.table, Sources(cfg.paths.runs, cfg.quoted, cli.EXPERIMENTS)):
+        cells = tables.table(lines)
+        quoted |= any(line.paper_top1 for line in lines)
+        Console().print(tables.terminal(cells, heading))
+        parts.append(f"**{heading}**\n\n{tables.markdown(cells)}")
+    legend = f"{tables.LEGEND}; {tables.PAPER_LEGEND}" if quoted else tables.LEGEND
     path = Path(cfg.paths.results) / "tables" / f"{cfg.table}.md"
-    atomic_write(path, lambda temporary: temporary.write_text("\n".join(parts)))
+    atomic_write(path, lambda temporary: temporary.write_text("\n".join([*parts, f"{legend}.\n"])))
     print(path)
 
 

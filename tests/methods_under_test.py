@@ -76,8 +76,11 @@ CASES = [
     MethodCase("tps", TPS(), "one", True, True, 0),
     MethodCase("ats", ATS(), "at most one", True, True, None),  # padded with rows of zeros
     MethodCase("ppt", PPT(), "one", True, False, None),  # at most half of the patches can go; pairs by position
+    MethodCase("ppt, some images pooled", PPT(threshold=2e-3), "one", True, False, None),
+    MethodCase("ppt, all images pooled", PPT(mode="pool"), "one", True, False, None),
     MethodCase("diffrate", DiffRate(), "one", True, True, 0),
     MethodCase("hourglass", Hourglass(), "one", False, False, None),
+    MethodCase("hourglass, sharp and local", Hourglass(temperature=1.0, window=3), "one", False, False, None),
     MethodCase("prumerge", PruMerge(), "any", False, True, 0),
     MethodCase("prumerge, plus", PruMerge(plus=True), "any", False, False, None),
     # outliers are counted over the whole batch, by definition

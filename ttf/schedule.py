@@ -148,3 +148,37 @@ class Counts:
 
     def kept(self, block: int, n: int) -> int:
         return min(n, dict(self.counts).get(block, n))
+
+
+@dataclass(frozen=True)
+class Late:
+    """Later and in more steps than the paper, for heads that read the class token alone; beyond the paper.
+
+    Early tokens are worth the most, so reduction starts later; in the last block, where nothing but the class token is
+    read any more, one patch token is left after the attention: that changes no logit where the class token is isolated.
+
+    Attributes:
+        ratio: keep ratio in (0, 1] at each of ``blocks``.
+        blocks: 0-based, where to reduce.
+        depth: number of blocks of the model.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    ratio: float
+    blocks: tuple[int, ...] = (4, 6, 8, 10)
+    depth: int = 12
+
+    def __post_init__(self) -> None:
+        KeepRatio(self.ratio, tuple(self.blocks))
+        _check_blocks(tuple(self.blocks), self.depth)
+
+    def check(self, depth: int) -> None:
+        if depth != self.depth:
+            raise ValueError(f"the schedule is for {self.depth} blocks, the model has {depth}: set depth={depth}")
+
+    def kept(self, block: int, n: int) -> int:
+        if block == self.depth - 1 and self.ratio < 1.0:
+            return 1
+        return KeepRatio(self.ratio, tuple(self.blocks)).kept(block, n)

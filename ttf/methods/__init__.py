@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, cast
 
+from ttf.methods.ats import ATS
 from ttf.methods.base import LayerView, Method
+from ttf.methods.diffrate import DiffRate
+from ttf.methods.dpc_knn import DpcKnn
 from ttf.methods.evit import EViT
+from ttf.methods.hourglass import Hourglass
+from ttf.methods.k_medoids import KMedoids
+from ttf.methods.patch_merger import PatchMerger
+from ttf.methods.ppt import PPT
+from ttf.methods.prumerge import PruMerge
+from ttf.methods.prune_and_merge import PruneAndMerge
+from ttf.methods.random_pruning import RandomPruning
+from ttf.methods.sinkhorn import Sinkhorn
+from ttf.methods.sit import SiT
 from ttf.methods.token_transform import PRESETS, TokenTransform
+from ttf.methods.tome import ToMe
+from ttf.methods.top_k import TopK
+from ttf.methods.tps import TPS
+from ttf.methods.uniform import UniformPool, UniformStride
 
-METHODS: dict[str, type] = {"token_transform": TokenTransform, "evit": EViT}
+METHODS: dict[str, type[Method]] = {
+    "token_transform": TokenTransform,
+    "tome": ToMe,
+    "evit": EViT,
+    "tps": TPS,
+    "ats": ATS,
+    "ppt": PPT,
+    "diffrate": DiffRate,
+    "hourglass": Hourglass,
+    "prumerge": PruMerge,
+    "prune_and_merge": PruneAndMerge,
+    "dpc_knn": DpcKnn,
+    "k_medoids": KMedoids,
+    "uniform_pool": UniformPool,
+    "uniform_stride": UniformStride,
+    "top_k": TopK,
+    "random_pruning": RandomPruning,
+    # learned: their parameters have to be given
+    "sinkhorn": Sinkhorn,
+    "patch_merger": PatchMerger,
+    "sit": SiT,
+}
 
-__all__ = ["METHODS", "PRESETS", "LayerView", "Method", "build"]
+__all__ = ["METHODS", "PRESETS", "LayerView", "Method", "TokenTransform", "build"]
 
 
 def _preset(name: str) -> dict[str, object]:
@@ -43,5 +80,9 @@ def build(method: str | Method, preset: str = "default", **options: Any) -> Meth
     unknown = sorted(set(options) - set(valid))
     if unknown:
         raise ValueError(f"{method} has no option {', '.join(unknown)}: there are {', '.join(valid)}")
+    required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    missing = sorted(set(required) - set(options))
+    if missing:
+        raise ValueError(f"{method} needs {', '.join(missing)}: trained parameters, see its docstring")
     start = _preset(preset) if kind is TokenTransform else {}
     return cast(Method, kind(**{**start, **options}))

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from ttf.methods.base import LayerView, Method
-from ttf.ops.attention import Wanted
+from ttf.ops.attention import SMALLEST_SIZE, Wanted
 from ttf.ops.bipartite import Matching, cosines, group_sums, mean_weights
 from ttf.ops.reduction import AssignmentReduction, behind_prefix, gather_tokens
 from ttf.schedule import Counts
@@ -27,7 +27,8 @@ class DiffRate(Method):
 
     Tokens come in descending order of class attention. Those after the first ``prune_kept`` are pruned; of the others,
     those after the first ``keep`` join the most similar patch token before (cosine of x). The size of a new token is
-    that of its own plus cosine times size of those that joined it: no integer, and it may decrease.
+    that of its own plus cosine times size of those that joined it: no integer, and it may decrease
+    (the official one may even be negative; here it stays positive).
 
     Attributes:
         prune_kept: for every block, how many tokens the pruning leaves, prefix tokens counted; never more than there
@@ -94,9 +95,10 @@ def _merge_tail(x: Tensor, order: Tensor, head: int, prefix: int) -> tuple[Match
 
 
 def _grown(sizes: Tensor, matching: Matching, index: Tensor, similarity: Tensor) -> Tensor:
-    """s_target + sum of s_source cos(source, target): (B, N) to (B, M)."""
+    """s_target + sum of s_source cos(source, target): (B, N) to (B, M); positive, for its logarithm is taken."""
     joined = sizes.gather(1, matching.source) * similarity
-    return sizes.gather(1, matching.kept).scatter_add(1, index.gather(1, matching.source), joined)
+    grown = sizes.gather(1, matching.kept).scatter_add(1, index.gather(1, matching.source), joined)
+    return grown.clamp_min(SMALLEST_SIZE)
 
 
 def from_counts(prune_kept: Sequence[int], merge_kept: Sequence[int]) -> tuple[DiffRate, Counts]:
@@ -140,3 +142,9 @@ def published(model: str, target: float) -> tuple[DiffRate, Counts]:
         raise ValueError(f"no kept numbers are published for {model} at {target} GMACs: there are {targets}")
     kept = known[model][target]
     return from_counts(kept["prune_kept"], kept["merge_kept"])
+
+
+def published_options(model: str, target: float) -> dict[str, Any]:
+    """``published`` as arguments of ``ttf.apply``."""
+    method, schedule = published(model, target)
+    return {"method": method, "schedule": schedule}

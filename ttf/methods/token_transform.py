@@ -47,7 +47,8 @@ class TokenTransform(Method):
         gate: below kappa a cosine becomes "zero" (Eq. 3) or is left out of the softmax ("mask").
         score_rows: rows of the attention map that informativeness (Eq. 2) sums: "all", "patch" or "class".
         selection: "informative" (the highest H), "redundancy" (redundancy-aware: H times what no more informative
-            token already says; beyond the paper) or "pool" (no tokens: the grid pooled to about as many cells, Table 8).
+            token already says; beyond the paper) or "pool" (no tokens: the grid pooled to about as many
+            cells, Table 8).
         similarity: "cosine" (Eq. 4), "euclidean" (minus the distance, without gate) or "inverse" (1 / (1 + distance),
             gated): the last two for Table 8.
         normalise: assignment normalisation (Eq. 5); without it (Table 7) m is the gated similarity itself.

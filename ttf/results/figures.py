@@ -75,7 +75,7 @@ def _heat(axes: Axes, image: np.ndarray, layer: LayerTrace, sample: int, row: in
     _mark(axes, int(layer.origin[sample, row]) - layer.prefix, layer, image.shape)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight"))
     plt.close(figure)
 
@@ -105,4 +105,4 @@ def informative_tokens(images: Tensor, layers: Sequence[LayerTrace], how: Prepro
         for panel, row in zip(axes[1 + len(layers) :], typical_rows(layers[-1], sample), strict=False):
             _heat(panel, image, layers[-1], sample, row)
     figure.tight_layout(pad=0.4)
-    _save(figure, path)
+    save(figure, path)

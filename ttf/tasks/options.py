@@ -48,6 +48,8 @@ def reduction(cfg: DictConfig) -> dict[str, Any] | None:
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     if "_target_" in cfg.method:  # published settings: a method that brings its own schedule
         return {"recover": cfg.recover, **build(cfg.method, _convert_="object")}
+    if "calibrate" in resolved["method"]:  # the method comes from the model, see Run
+        return {"recover": cfg.recover, **resolved["method"]}
     options = {name: value for name, value in resolved["method"].items() if value is not None}
     common = {"recover": cfg.recover, **options}
     if "_target_" in cfg.schedule:

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 import ttf
 from ttf.building import build
+from ttf.calibration import calibrate
 from ttf.data.files import atomic_write
 from ttf.data.subset import ImageSet, Remembered, Shuffled
 from ttf.data.transforms import Preprocessing, preprocessing
@@ -34,6 +35,7 @@ from ttf.tasks.options import check_pair, pick_device, pick_dtype, reduction
 # what can change the numbers, and nothing else, makes a run's identity
 IDENTITY = ("task", "model", "method", "schedule", "recover", "dtype", "limit", "seed", "on_bad_image")
 REMEMBERED_IMAGES = 2000  # 600 KB each at 224 x 224
+CALIBRATION_BATCH = 16
 COUNTED_IMAGES = 16  # where the number of tokens depends on the image, GMACs are a mean over so many
 
 
@@ -99,7 +101,18 @@ class Run:
         model = load_model(self.cfg.model, self.cfg.checkpoint, self.cfg.paths.weights)
         how = preprocessing(model)
         self.set.transform = how.build()
+        if self.reduction and "calibrate" in self.reduction:
+            self.reduction = self._calibrated(model)
         return model, how
+
+    def _calibrated(self, model: nn.Module) -> dict[str, Any]:
+        """Arguments of ``ttf.apply`` for a method whose matrices come from a pass over the first images."""
+        assert self.reduction is not None
+        options = dict(self.reduction.pop("calibrate"))
+        count = options.pop("images")
+        images = torch.stack([self.set[index][0] for index in self.data.indices[:count]])
+        method = calibrate(model, [(part, None) for part in images.split(CALIBRATION_BATCH)], **options)
+        return {**self.reduction, "method": method, "blocks": method.blocks}
 
     def picture(self, path: Path, positions: Sequence[int]) -> None:
         """Fig. 5 for the images at ``positions`` of the shuffle: informative tokens and rows of W, as a PNG.

@@ -1,0 +1,112 @@
+"""Rows of results for tables and figures: found by experiment, each with its uncompressed row and ToMe beside it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from ttf.results.store import Row, Store
+
+COMPARABLE = ("model", "data", "limit", "seed", "dtype", "task")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row and its outcomes image by image.
+
+    Attributes:
+        row: as on disk.
+        store: where it comes from.
+    """
+
+    row: Row
+    store: Store
+
+    @cached_property
+    def images(self) -> dict[str, Tensor]:
+        """Outcomes image by image; read once."""
+        return self.store.images(self.row["id"])
+
+    @property
+    def method(self) -> dict[str, Any]:
+        return self.row["config"]["method"]
+
+    @property
+    def model(self) -> str:
+        return self.row["config"]["model"]["name"]
+
+    @property
+    def gmacs(self) -> float:
+        return self.row["gmacs"]
+
+    def value(self, metric: str) -> float:
+        return self.row["metrics"][metric]["value"]
+
+    def interval(self, metric: str) -> tuple[float, float]:
+        low, high = self.row["metrics"][metric]["ci95"]
+        return low, high
+
+    def comparable(self, other: Measured) -> bool:
+        """Whether both are of the same model on the same images in the same arithmetic."""
+        mine, theirs = self.row["config"], other.row["config"]
+        return all(mine.get(key) == theirs.get(key) for key in COMPARABLE)
+
+
+def read(folder: str | Path) -> list[Measured]:
+    """All finished rows of a folder."""
+    store = Store(folder)
+    return [Measured(row, store) for row in store.rows()]
+
+
+def of_experiment(rows: Sequence[Measured], folder: str) -> list[tuple[str, Measured]]:
+    """Pairs (name below ``folder``, row) of the experiments FOLDER/NAME; a sweep gives several of one name."""
+    start = f"{folder}/"
+    return [(n.removeprefix(start), m) for m in rows for n in m.row["experiments"] if n.startswith(start)]
+
+
+def uncompressed(rows: Sequence[Measured], like: Measured) -> Measured:
+    """The uncompressed row to compare with. Raises ``ValueError`` where it has not been measured."""
+    found = [m for m in rows if m.method.get("method") == "none" and m.comparable(like)]
+    if not found:
+        raise ValueError(f"{like.model} has no uncompressed row: run scripts/eval.py experiment=readings/none first")
+    return found[0]
+
+
+def nearest_tome(rows: Sequence[Measured], like: Measured) -> Measured | None:
+    """ToMe as published (r tokens fewer in every block) at the nearest GMACs; None where there is no such row."""
+    found = [m for m in rows if "fig4a_tome/tome" in m.row["experiments"] and m.comparable(like)]
+    return min(found, key=lambda m: abs(m.gmacs - like.gmacs), default=None)
+
+
+def reading(row: Measured) -> str:
+    """Which reading of the equations a row of Token Transforming is, in words; "" for other methods."""
+    method = row.method
+    if method.get("method") != "token_transform":
+        return ""
+    if method["preset"] == "default":
+        return "the default"
+    both = method.get("isolate") and method.get("accumulate")
+    return "class token isolated, sizes carried over" if both else "the literal equations"
+
+
+def quoted(folder: str | Path, table: str) -> dict[str, dict[str, str]]:
+    """What the paper prints, by name of the experiment: ``FOLDER/TABLE.csv``; nothing where it prints nothing."""
+    path = Path(folder) / f"{table}.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        return {line["row"]: line for line in csv.DictReader(file)}
+
+
+def title(experiments: Path, folder: str, name: str) -> str:
+    """An experiment's line in tables and figures, from its file; its name where there is none."""
+    path = experiments / folder / f"{name}.yaml"
+    found = OmegaConf.select(OmegaConf.load(path), "title") if path.is_file() else None
+    return found or name
