@@ -8,8 +8,11 @@ SHARED ?= ../shared
 IMAGENET ?= $(firstword $(wildcard data/imagenet $(SHARED)/data/nips17) data/imagenet)
 WEIGHTS ?= $(wildcard $(SHARED)/weights)
 
+comma := ,
+MODEL ?= deit_s
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint doctor readings table1 clean
+.PHONY: help setup demo test lint doctor readings table1 table6 table7 table8 study curves fig2 fig4a fig5 matrices speed clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,9 +39,68 @@ lint: setup ## ruff and mypy
 doctor: setup ## what is installed, what data and weights are found, what each missing thing costs
 	$(PY) scripts/doctor.py paths.imagenet=$(IMAGENET) $(if $(WEIGHTS),paths.weights=$(WEIGHTS))
 
-readings: setup ## every reading of the method on IMAGENET with WEIGHTS (default: those in $(SHARED)); skips what is done
-	$(PY) scripts/eval.py -m 'experiment=glob(readings/*)' paths.imagenet=$(IMAGENET) $(if $(WEIGHTS),paths.weights=$(WEIGHTS))
-	$(PY) scripts/table.py table=readings
+# Experiments run at one of three scales: tiny (real weights, photographs), mini (embedded, offline), paper (ImageNet).
+scale ?= tiny
+MODELS_mini := vit_mini
+MODELS_tiny := vit_ti_augreg,deit_ti
+MODELS_paper := deit_s
+MODELS := $(MODELS_$(scale))
+DATA := $(if $(filter mini,$(scale)),,paths.imagenet=$(IMAGENET) $(if $(WEIGHTS),paths.weights=$(WEIGHTS)))
+EVAL := $(PY) scripts/eval.py -m model=$(MODELS) $(DATA) throughput.batch_size=0
+READINGS := method=paper,best_reading
+RATIOS ?= 0.3,0.45,0.6,0.7,0.8,0.9
+TOME_R ?= 2,4,7,11,13,16,20
+DIFFRATE_mini := method.model=ViT-T-DeiT method.target=0.6,0.7,0.8,0.9,1.0
+DIFFRATE_tiny := $(DIFFRATE_mini)
+DIFFRATE_paper := method.model=ViT-S-DeiT method.target=2.3,2.5,2.7,2.9,3.1
+SHOWN := models=[$(MODELS)] suffix=$(if $(filter tiny,$(scale)),,_$(scale))
+
+readings: setup ## every reading of the method, alone and together; skips what is done (scale=tiny, mini or paper)
+	$(EVAL) 'experiment=glob(readings/*)'
+	$(PY) scripts/table.py table=readings $(SHOWN)
+
+table6: setup ## Table 6: kappa and tau, two readings
+	$(EVAL) experiment=readings/none
+	$(EVAL) 'experiment=glob(table6/*)' $(READINGS)
+	$(PY) scripts/table.py table=table6 $(SHOWN)
+
+table7: setup ## Table 7: scaling adaptation and assignment normalisation
+	$(EVAL) experiment=readings/none
+	$(EVAL) 'experiment=glob(table7/*)' $(READINGS)
+	$(PY) scripts/table.py table=table7 $(SHOWN)
+
+table8: setup ## Table 8: selection criterion and similarity
+	$(EVAL) experiment=readings/none
+	$(EVAL) 'experiment=glob(table8/*)' $(READINGS)
+	$(PY) scripts/table.py table=table8 $(SHOWN)
+
+study: setup ## beyond the paper: what lowers KL at equal GMACs, on half of the images (limit=500)
+	$(EVAL) experiment=readings/none limit=500
+	$(EVAL) 'experiment=glob(study/*)' limit=500
+	$(PY) scripts/table.py table=study $(SHOWN)
+
+curves: setup ## the rows of Fig. 2 and Fig. 4a: all training-free methods over their budgets
+	$(EVAL) experiment=readings/none
+	$(EVAL) 'experiment=glob(fig4a/*)' ratio=$(RATIOS)
+	$(EVAL) 'experiment=glob(fig4a_tome/*)' schedule.r=$(TOME_R)
+	$(EVAL) 'experiment=glob(fig4a_diffrate/*)' $(DIFFRATE_$(scale))
+	$(EVAL) 'experiment=glob(fig4a_prune_and_merge/*)' method.calibrate.keep_rate=0.4,0.6,0.8
+
+fig2: curves ## Fig. 2: class-token error against accuracy, over methods and ratios
+	$(PY) scripts/figure.py figure=fig2 $(SHOWN)
+
+fig4a: curves ## Fig. 4a: accuracy and KL against GMACs
+	$(PY) scripts/figure.py figure=fig4a $(SHOWN)
+
+fig5: setup ## Fig. 5: informative tokens and heat maps of W on photographs
+	for model in $(subst $(comma), ,$(MODELS)); do $(PY) scripts/visualize.py model=$$model limit=6 seed=3 pick=[2,3,5] \
+	  figure=results/figures/fig5_$$model.png $(DATA) || exit; done
+
+matrices: setup ## the W of each method side by side
+	$(PY) scripts/matrices.py model=$(firstword $(subst $(comma), ,$(MODELS))) $(DATA)
+
+speed: setup ## speed of every method in one interleaved run (MODEL=deit_s)
+	$(PY) scripts/benchmark.py model=$(MODEL) --config-name=speed
 
 table1: setup ## Table 1, training-free rows, on IMAGENET with weights from WEIGHTS or the hub; skips what is done
 	$(PY) scripts/eval.py -m 'experiment=glob(table1/*)' paths.imagenet=$(IMAGENET) $(if $(WEIGHTS),paths.weights=$(WEIGHTS))

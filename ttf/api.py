@@ -14,7 +14,7 @@ from ttf import hosts, methods
 from ttf.methods.base import Method
 from ttf.ops.numerics import full_precision
 from ttf.ops.reduction import RECOVERIES, LocalReduction, Recovery, Reduction
-from ttf.schedule import KeepRatio, Schedule
+from ttf.schedule import KeepRatio, Late, Schedule
 from ttf.stack import CompressedStack, Plan, State, shallow_twin
 
 
@@ -27,13 +27,17 @@ def _recovery(recover: bool | str) -> Recovery | None:
 
 
 def _schedule(
-    ratio: float, blocks: Sequence[int] | None, default: tuple[int, ...], options: dict[str, Any]
+    ratio: float, blocks: Sequence[int] | None, host: hosts.Host, depth: int, options: dict[str, Any]
 ) -> Schedule:
     explicit = options.pop("schedule", None)
     rounding = options.pop("rounding", "floor")
+    if explicit == "late":
+        return Late(ratio, depth, None if blocks is None else tuple(blocks))
+    if isinstance(explicit, str):
+        raise ValueError(f'schedule must be "late" or a Schedule, got {explicit!r}')
     if explicit is not None:
         return explicit
-    return KeepRatio(ratio, default if blocks is None else tuple(blocks), rounding)
+    return KeepRatio(ratio, host.blocks(depth) if blocks is None else tuple(blocks), rounding)
 
 
 def apply(
@@ -53,10 +57,11 @@ def apply(
         method: name of a method, or a method object.
         ratio: keep ratio in (0, 1]: share of the current patch tokens kept at each reducing block; 1 changes nothing.
         blocks: 0-based blocks to reduce at; None takes the family's default (3, 6, 9 of 12).
-        recover: give dense tokens back at the end of the blocks: True or "nearest" (Eq. 9-10), "transpose" (W's own).
+        recover: give dense tokens back at the end of the blocks: True or "nearest" (Eq. 9-10), "transpose" (the method's
+            own way back: W transposed, Hourglass's reconstruction).
         **options: fields of the method (kappa, tau, feature, ...), ``preset`` ("default" or "paper"), ``rounding``
-            ("floor", "round", "ceil") of the number of tokens, or ``schedule``, a ``Schedule`` in place of ratio and
-            blocks.
+            ("floor", "round", "ceil") of the number of tokens, or ``schedule``: "late" (``ttf.schedule.Late``
+            of ratio and blocks, for heads that read the class token alone) or a ``Schedule`` in place of both.
 
     Returns:
         ``model`` itself.
@@ -66,8 +71,10 @@ def apply(
     """
     host = hosts.find(model)
     container = _container(model, host.container)
-    schedule = _schedule(ratio, blocks, host.blocks(len(container)), options)
+    schedule = _schedule(ratio, blocks, host, len(container), options)
     schedule.check(len(container))
+    if isinstance(schedule, Late) and (recover or not host.reads_class_token(model)):
+        raise ValueError("the late schedule is for heads that read the class token alone: use ratio and blocks instead")
     plan = Plan(methods.build(method, **options), schedule, host, host.prefix(model), _recovery(recover))
     return _install(model, plan)
 

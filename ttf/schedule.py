@@ -154,25 +154,29 @@ class Counts:
 class Late:
     """Later and in more steps than the paper, for heads that read the class token alone; beyond the paper.
 
-    Early tokens are worth the most, so reduction starts later; in the last block, where nothing but the class token is
-    read any more, one patch token is left after the attention: that changes no logit where the class token is isolated.
+    Early tokens are worth the most, so reduction starts later. In the last block, whose patch tokens nothing reads any
+    more, one of them is left after the attention: that changes no logit where the class token is isolated.
 
     Attributes:
         ratio: keep ratio in (0, 1] at each of ``blocks``.
-        blocks: 0-based, where to reduce.
         depth: number of blocks of the model.
+        blocks: 0-based, where to reduce; None: 4, 6, 8, 10 of 12, in proportion for other depths.
 
     Raises:
         ValueError: a value out of its range.
     """
 
     ratio: float
-    blocks: tuple[int, ...] = (4, 6, 8, 10)
     depth: int = 12
+    blocks: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        KeepRatio(self.ratio, tuple(self.blocks))
-        _check_blocks(tuple(self.blocks), self.depth)
+        self._stages.check(self.depth)
+
+    @property
+    def _stages(self) -> KeepRatio:
+        blocks = tuple(sorted({i * self.depth // 6 for i in (2, 3, 4, 5)})) if self.blocks is None else self.blocks
+        return KeepRatio(self.ratio, tuple(blocks))
 
     def check(self, depth: int) -> None:
         if depth != self.depth:
@@ -181,4 +185,4 @@ class Late:
     def kept(self, block: int, n: int) -> int:
         if block == self.depth - 1 and self.ratio < 1.0:
             return 1
-        return KeepRatio(self.ratio, tuple(self.blocks)).kept(block, n)
+        return self._stages.kept(block, n)

@@ -320,3 +320,21 @@ def test_broken_values_are_refused(place: str, tiny: Tiny, images: Images) -> No
         (x if place == "images" else model.blocks[2].attn.qkv.weight).view(-1)[7] = float("nan")
     with pytest.raises(ValueError, match="check the input images and the weights"):
         model(x)
+
+
+def test_the_late_schedule_changes_no_logit_in_the_last_block(tiny, images):
+    model, x = tiny(), images()
+    base = model(x)
+    ttf.apply(model, schedule="late", ratio=0.999999, blocks=[])
+    assert [layer.W.shape[1] for layer in ttf.trace(model, x)] == [2]
+    torch.testing.assert_close(model(x), base)
+    ttf.apply(model, schedule="late", ratio=0.5)
+    assert [layer.W.shape[1] for layer in ttf.trace(model, x)] == [33, 17, 9, 5, 2]
+
+
+def test_the_late_schedule_is_refused_where_patch_tokens_are_read(tiny):
+    for model, recover in ((tiny(global_pool="avg"), False), (tiny(), True)):
+        with pytest.raises(ValueError, match="heads that read the class token alone"):
+            ttf.apply(model, schedule="late", recover=recover)
+    with pytest.raises(ValueError, match='must be "late" or a Schedule'):
+        ttf.apply(tiny(), schedule="early")

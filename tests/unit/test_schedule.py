@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttf.schedule import Counts, KeepRatio, RemovePerBlock, thirds
+from ttf.schedule import Counts, KeepRatio, Late, RemovePerBlock, thirds
 
 
 @pytest.mark.parametrize(
@@ -167,3 +167,18 @@ def test_counts() -> None:
 def test_count_of_nothing() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Counts(((2, 0),))
+
+
+def test_late_reduces_later_and_leaves_one_token_in_the_last_block():
+    late = Late(0.7)
+    assert [block for block in range(12) if late.kept(block, 100) < 100] == [4, 6, 8, 10, 11]
+    assert (late.kept(4, 196), late.kept(11, 47)) == (137, 1)
+    assert [block for block in range(24) if Late(0.5, depth=24).kept(block, 100) == 50] == [8, 12, 16, 20]
+    assert all(Late(1.0).kept(block, 100) == 100 for block in range(12))
+
+
+def test_late_knows_its_depth():
+    with pytest.raises(ValueError, match="for 12 blocks, the model has 24"):
+        Late(0.7).check(24)
+    with pytest.raises(ValueError, match="out of range"):
+        Late(0.7, blocks=(12,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class BadImageError(ValueError):
         return f"{self.args[0]} cannot be read ({self.args[1]}): replace it, or set on_bad_image=skip"
 
 
+@cache
 def _labels() -> dict[str, int]:
     """Label of each of the 1000 ImageNet-1k classes by its WordNet id."""
     return {wnid: label for label, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}

@@ -28,6 +28,7 @@ class Host:
         feed_forward: (block, x) -> tokens after the feed-forward residual.
         prefix: number of prefix tokens of a model.
         blocks: default blocks to reduce at, from the depth.
+        reads_class_token: whether a model's head reads the class token (or distillation token) and nothing else.
         grid: (model, (height, width) of the images) -> rows and columns of patches.
         enter: give the model what its container cannot do alone (weighted pooling, dense taps); undone by ``leave``.
         leave: take that back.
@@ -38,6 +39,7 @@ class Host:
     feed_forward: Callable[[nn.Module, Tensor], Tensor]
     prefix: Callable[[nn.Module], int]
     blocks: Callable[[int], tuple[int, ...]]
+    reads_class_token: Callable[[nn.Module], bool]
     grid: Callable[[nn.Module, tuple[int, int]], tuple[int, int]]
     enter: Callable[[nn.Module], None]
     leave: Callable[[nn.Module], None]

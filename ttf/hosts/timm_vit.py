@@ -241,11 +241,16 @@ def _prefix(model: Any) -> int:
     return model.num_prefix_tokens
 
 
+def _reads_class_token(model: Any) -> bool:
+    return model.num_prefix_tokens > 0 and model.global_pool == "token" and model.attn_pool is None
+
+
 TIMM_VIT = Host(
     attend=_attend,
     feed_forward=_feed_forward,
     prefix=_prefix,
     blocks=thirds,
+    reads_class_token=_reads_class_token,
     grid=_grid,
     enter=_enter,
     leave=_leave,

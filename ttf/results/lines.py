@@ -34,7 +34,7 @@ def _line(rows: Sequence[Measured], m: Measured, words: str, printed: Mapping[st
     return Line(words, m, base, nearest_tome(rows, m), top1, float(printed.get("base", PAPER_BASE)))
 
 
-def lines_by_heading(folder: str, sources: Sources) -> list[tuple[str, list[Line]]]:
+def lines_by_heading(folder: str, models: Sequence[str] | None, sources: Sources) -> list[tuple[str, list[Line]]]:
     """The lines of the table of the experiments FOLDER/*, one group a model, reading and set of images.
 
     Every group begins with the uncompressed row.
@@ -43,7 +43,8 @@ def lines_by_heading(folder: str, sources: Sources) -> list[tuple[str, list[Line
         ValueError: there are no rows of these experiments, or none of the uncompressed model.
     """
     rows = read(sources.runs)
-    pairs, printed = of_experiment(rows, folder), quoted(sources.quoted, folder)
+    pairs = [(n, m) for n, m in of_experiment(rows, folder) if models is None or m.model in models]
+    printed = quoted(sources.quoted, folder)
     if not pairs:
         raise ValueError(f"no rows of {folder} in {sources.runs}: run make {folder} first")
     label = reading if folder in SPLIT_BY_READING else lambda _: ""
