@@ -152,15 +152,15 @@ class Counts:
 
 @dataclass(frozen=True)
 class Late:
-    """Later and in more steps than the paper, for heads that read the class token alone; beyond the paper.
+    """Later than the paper, for heads that read the class token alone; beyond the paper.
 
-    Early tokens are worth the most, so reduction starts later. In the last block, whose patch tokens nothing reads any
+    At a keep ratio around 0.7 it moves the answer less than blocks 3, 6, 9 do at the same cost; at 0.5 and below, more. In the last block, whose patch tokens nothing reads any
     more, one of them is left after the attention: that changes no logit where the class token is isolated.
 
     Attributes:
         ratio: keep ratio in (0, 1] at each of ``blocks``.
         depth: number of blocks of the model.
-        blocks: 0-based, where to reduce; None: 4, 6, 8, 10 of 12, in proportion for other depths.
+        blocks: 0-based, where to reduce; None: 4, 6, 8 of 12, in proportion for other depths.
 
     Raises:
         ValueError: a value out of its range.
@@ -175,7 +175,7 @@ class Late:
 
     @property
     def _stages(self) -> KeepRatio:
-        blocks = tuple(sorted({i * self.depth // 6 for i in (2, 3, 4, 5)})) if self.blocks is None else self.blocks
+        blocks = tuple(sorted({i * self.depth // 6 for i in (2, 3, 4)})) if self.blocks is None else self.blocks
         return KeepRatio(self.ratio, tuple(blocks))
 
     def check(self, depth: int) -> None:
