@@ -57,8 +57,8 @@ def apply(
         method: name of a method, or a method object.
         ratio: keep ratio in (0, 1]: share of the current patch tokens kept at each reducing block; 1 changes nothing.
         blocks: 0-based blocks to reduce at; None takes the family's default (3, 6, 9 of 12).
-        recover: give dense tokens back at the end of the blocks: True or "nearest" (Eq. 9-10), "transpose" (the method's
-            own way back: W transposed, Hourglass's reconstruction).
+        recover: give dense tokens back at the end of the blocks: True or "nearest" (Eq. 9-10), "transpose" (the
+            method's own way back: W transposed, Hourglass's reconstruction).
         **options: fields of the method (kappa, tau, feature, ...), ``preset`` ("default" or "paper"), ``rounding``
             ("floor", "round", "ceil") of the number of tokens, or ``schedule``: "late" (``ttf.schedule.Late``
             of ratio and blocks, for heads that read the class token alone) or a ``Schedule`` in place of both.

@@ -154,8 +154,9 @@ class Counts:
 class Late:
     """Later than the paper, for heads that read the class token alone; beyond the paper.
 
-    At a keep ratio around 0.7 it moves the answer less than blocks 3, 6, 9 do at the same cost; at 0.5 and below, more. In the last block, whose patch tokens nothing reads any
-    more, one of them is left after the attention: that changes no logit where the class token is isolated.
+    At a keep ratio around 0.7 the answer moves less than with blocks 3, 6, 9 at the same cost (docs/reproduction.md).
+    In the last block, whose patch tokens nothing reads any more, one of them is left after the attention: that changes
+    no logit where the class token is isolated.
 
     Attributes:
         ratio: keep ratio in (0, 1] at each of ``blocks``.
