@@ -53,6 +53,7 @@ TOME_R ?= 2,4,7,11,13,16,20
 DIFFRATE_mini := method.model=ViT-T-DeiT method.target=0.6,0.7,0.8,0.9,1.0
 DIFFRATE_tiny := $(DIFFRATE_mini)
 DIFFRATE_paper := method.model=ViT-S-DeiT method.target=2.3,2.5,2.7,2.9,3.1
+CONFIRMED := study/default,study/informative,study/late_4_6_8,study/late_4_6_8_10,study/feature_xk
 SHOWN := models=[$(MODELS)] suffix=$(if $(filter tiny,$(scale)),,_$(scale))
 
 readings: setup ## every reading of the method, alone and together; skips what is done (scale=tiny, mini or paper)
@@ -74,9 +75,11 @@ table8: setup ## Table 8: selection criterion and similarity
 	$(EVAL) 'experiment=glob(table8/*)' $(READINGS)
 	$(PY) scripts/table.py table=table8 $(SHOWN)
 
-study: setup ## beyond the paper: what lowers KL at equal GMACs, on half of the images (limit=500)
+study: setup ## beyond the paper: what lowers KL at equal GMACs, chosen on 500 images, confirmed on the others
 	$(EVAL) experiment=readings/none limit=500
 	$(EVAL) 'experiment=glob(study/*)' limit=500
+	$(EVAL) experiment=readings/none
+	$(EVAL) experiment=$(CONFIRMED)
 	$(PY) scripts/table.py table=study $(SHOWN)
 
 curves: setup ## the rows of Fig. 2 and Fig. 4a: all training-free methods over their budgets

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttf.results.measured import Measured, nearest_tome, of_experiment, quoted, read, reading, title, uncompressed
+from ttf.results.measured import (
+    Measured,
+    halves,
+    nearest_tome,
+    of_experiment,
+    quoted,
+    read,
+    reading,
+    title,
+    uncompressed,
+)
 from ttf.results.tables import PAPER_BASE, Line, grouped
 
-SPLIT_BY_READING = ("table6", "table7", "table8")
+STUDY = "study"
+BY_KL = (STUDY, "readings")  # best first; other tables keep the order of the paper
+LABELS: dict[str, Callable[[Measured], str]] = {
+    "table6": reading, "table7": reading, "table8": reading,
+    STUDY: lambda m: "confirmed on the other half" if m.skip else "chosen on this half",
+}  # fmt: skip
 SWEPT = ("fig4a", "fig4a_tome", "fig4a_diffrate", "fig4a_prune_and_merge")
 
 
@@ -44,15 +59,17 @@ def lines_by_heading(folder: str, models: Sequence[str] | None, sources: Sources
     """
     rows = read(sources.runs)
     pairs = [(n, m) for n, m in of_experiment(rows, folder) if models is None or m.model in models]
-    printed = quoted(sources.quoted, folder)
+    pairs, printed = halves(pairs) if folder == STUDY else pairs, quoted(sources.quoted, folder)
     if not pairs:
         raise ValueError(f"no rows of {folder} in {sources.runs}: run make {folder} first")
-    label = reading if folder in SPLIT_BY_READING else lambda _: ""
+    label = LABELS.get(folder, lambda _: "")
     groups = []
     for heading, group in grouped(pairs, label).items():
         lines = [_line(rows, m, title(sources.experiments, folder, n), printed.get(n, {})) for n, m in group]
         base = lines[0].base
         others = [line for line in lines if not line.is_base]
+        if folder in BY_KL:
+            others.sort(key=lambda line: line.measured.value("kl"))
         groups.append((heading, [Line("uncompressed", base, base), *others]))
     return groups
 

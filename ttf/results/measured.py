@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from ttf.results.store import Row, Store
+from ttf.tasks.classification import metrics
 
 COMPARABLE = ("model", "data", "limit", "seed", "dtype", "task")
 
@@ -24,15 +25,27 @@ class Measured:
     Attributes:
         row: as on disk.
         store: where it comes from.
+        skip: leave out so many images, the first of the seeded shuffle; the metrics are then those of the others.
     """
 
     row: Row
     store: Store
+    skip: int = 0
 
     @cached_property
     def images(self) -> dict[str, Tensor]:
         """Outcomes image by image; read once."""
-        return self.store.images(self.row["id"])
+        return {name: values[self.skip :] for name, values in self.store.images(self.row["id"]).items()}
+
+    @cached_property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Means and 95 % intervals."""
+        return metrics(self.images) if self.skip else self.row["metrics"]
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return self.row["images"] - self.skip
 
     @property
     def method(self) -> dict[str, Any]:
@@ -47,10 +60,10 @@ class Measured:
         return self.row["gmacs"]
 
     def value(self, metric: str) -> float:
-        return self.row["metrics"][metric]["value"]
+        return self.metrics[metric]["value"]
 
     def interval(self, metric: str) -> tuple[float, float]:
-        low, high = self.row["metrics"][metric]["ci95"]
+        low, high = self.metrics[metric]["ci95"]
         return low, high
 
     def comparable(self, other: Measured) -> bool:
@@ -76,13 +89,21 @@ def uncompressed(rows: Sequence[Measured], like: Measured) -> Measured:
     found = [m for m in rows if m.method.get("method") == "none" and m.comparable(like)]
     if not found:
         raise ValueError(f"{like.model} has no uncompressed row: run scripts/eval.py experiment=readings/none first")
-    return found[0]
+    return replace(found[0], skip=like.skip)
 
 
 def nearest_tome(rows: Sequence[Measured], like: Measured) -> Measured | None:
     """ToMe as published (r tokens fewer in every block) at the nearest GMACs; None where there is no such row."""
     found = [m for m in rows if "fig4a_tome/tome" in m.row["experiments"] and m.comparable(like)]
-    return min(found, key=lambda m: abs(m.gmacs - like.gmacs), default=None)
+    nearest = min(found, key=lambda m: abs(m.gmacs - like.gmacs), default=None)
+    return nearest and replace(nearest, skip=like.skip)
+
+
+def halves(pairs: Sequence[tuple[str, Measured]]) -> list[tuple[str, Measured]]:
+    """Rows of a study: those over a first part of the images as they are, those over all without that part."""
+    limits = [m.row["config"]["limit"] for _, m in pairs]
+    part = max((limit for limit in limits if limit), default=0)
+    return [(name, m if m.row["config"]["limit"] else replace(m, skip=part)) for name, m in pairs]
 
 
 def reading(row: Measured) -> str:

@@ -53,7 +53,7 @@ class Line:
 
     @property
     def is_base(self) -> bool:
-        return self.measured is self.base
+        return self.measured.row["id"] == self.base.row["id"]
 
 
 def small(value: float) -> str:
@@ -96,7 +96,7 @@ def _verdict(line: Line) -> str:
 
 
 def _against_tome(line: Line) -> str:
-    if line.tome is None or line.is_base or line.tome is line.measured:
+    if line.tome is None or line.is_base or line.tome.row["id"] == line.measured.row["id"]:
         return ""
     paired = compare(line.measured.images, line.tome.images)
     top1 = f"{paired.top1:+.1f} ({p_value(paired.top1_p)})"
@@ -145,7 +145,7 @@ def grouped(pairs: Sequence[tuple[str, Measured]], label: Callable[[Measured], s
     groups: dict[str, list[tuple[str, Measured]]] = {}
     for name, m in sorted(pairs, key=lambda pair: (pair[1].model, label(pair[1]), natural(pair[0]))):
         row = m.row
-        place = f"{row['images']} images of {row['config']['task']['dataset']}, {row['dtype']}, {row['device']}"
+        place = f"{m.count} images of {row['config']['task']['dataset']}, {row['dtype']}, {row['device']}"
         heading = ", ".join(part for part in (m.model, label(m)) if part)
         groups.setdefault(f"{heading}: {place}", []).append((name, m))
     return groups
