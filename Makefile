@@ -86,6 +86,7 @@ curves: setup ## the rows of Fig. 2 and Fig. 4a: all training-free methods over 
 	$(EVAL) experiment=readings/none
 	$(EVAL) 'experiment=glob(fig4a/*)' ratio=$(RATIOS)
 	$(EVAL) 'experiment=glob(fig4a_grid/*)' ratio=0.45,0.7,0.9
+	$(EVAL) 'experiment=glob(fig4a_steps/*)' schedule.r=11,16,20
 	$(EVAL) 'experiment=glob(fig4a_tome/*)' schedule.r=$(TOME_R)
 	$(EVAL) 'experiment=glob(fig4a_diffrate/*)' $(DIFFRATE_$(scale))
 	$(EVAL) 'experiment=glob(fig4a_prune_and_merge/*)' method.calibrate.keep_rate=0.4,0.6,0.8

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ttf.results.store import Store
 from ttf.tasks import run as run_module
 
 
@@ -169,3 +170,28 @@ def test_a_sweep_computes_the_uncompressed_model_once(evaluate, tmp_path, monkey
     assert len(labels) == 1
     assert "uncompressed" not in labels[0]
     assert len(list(Path(tmp_path / "cache").iterdir())) == 1
+
+
+METHODS = sorted(f.stem for f in (Path(__file__).parents[2] / "configs" / "method").glob("*.yaml") if f.stem != "none")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_config_that_runs(evaluate, method):
+    calibration = ["method.calibrate.images=8"] if method == "prune_and_merge" else []
+    row = evaluate(f"method={method}", "limit=8", "ratio=0.5", *calibration)
+    assert row["tokens"] and row["gmacs"] > 0
+    assert row["metrics"]["kl"]["value"] > 0
+
+
+def test_outcomes_are_kept_image_by_image(evaluate, tmp_path):
+    row = evaluate("ratio=0.4", "name=probe/a")
+    images = Store(tmp_path / "runs").images(row["id"])
+    assert {name: len(values) for name, values in images.items()} == dict.fromkeys(row["metrics"], 32)
+    assert images["kl"].double().mean().item() == pytest.approx(row["metrics"]["kl"]["value"])
+    assert 100 * images["top1"].double().mean().item() == pytest.approx(row["metrics"]["top1"]["value"])
+
+
+def test_a_row_may_belong_to_several_experiments(evaluate):
+    assert evaluate("name=probe/a")["experiments"] == ["probe/a"]
+    assert evaluate("name=probe/b")["experiments"] == ["probe/a", "probe/b"]
+    assert evaluate("name=probe/a")["experiments"] == ["probe/a", "probe/b"]
