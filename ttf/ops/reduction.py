@@ -87,9 +87,10 @@ class DenseReduction(Reduction):
     prefix: int = 0
 
     def _weights(self) -> Tensor:
-        """Row-stochastic weights of the non-prefix part (Eq. 6), (B, m, n)."""
+        """Row-stochastic weights of the non-prefix part (Eq. 6), (B, m, n); a token that nothing goes into is 0."""
         weighted = self.assignment if self.mass is None else self.assignment * self.mass.unsqueeze(-1)
-        return (weighted / weighted.sum(1, keepdim=True)).transpose(1, 2)
+        total = weighted.sum(1, keepdim=True).clamp_min(torch.finfo(weighted.dtype).tiny)
+        return (weighted / total).transpose(1, 2)
 
     def down(self, x: Tensor) -> Tensor:
         with full_precision(x):
