@@ -85,6 +85,7 @@ study: setup ## beyond the paper: what lowers KL at equal GMACs, chosen on 500 i
 curves: setup ## the rows of Fig. 2 and Fig. 4a: all training-free methods over their budgets
 	$(EVAL) experiment=readings/none
 	$(EVAL) 'experiment=glob(fig4a/*)' ratio=$(RATIOS)
+	$(EVAL) 'experiment=glob(fig4a_coarse/*)' ratio=0.45,0.7,0.9
 	$(EVAL) 'experiment=glob(fig4a_grid/*)' ratio=0.45,0.7,0.9
 	$(EVAL) 'experiment=glob(fig4a_steps/*)' schedule.r=11,16,20
 	$(EVAL) 'experiment=glob(fig4a_tome/*)' schedule.r=$(TOME_R)

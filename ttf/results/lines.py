@@ -25,7 +25,7 @@ LABELS: dict[str, Callable[[Measured], str]] = {
     "table6": reading, "table7": reading, "table8": reading,
     STUDY: lambda m: "confirmed on the other half" if m.skip else "chosen on this half",
 }  # fmt: skip
-SWEPT = ("fig4a", "fig4a_grid", "fig4a_steps", "fig4a_tome", "fig4a_diffrate", "fig4a_prune_and_merge")
+SWEPT = ("fig4a", "fig4a_coarse", "fig4a_grid", "fig4a_steps", "fig4a_tome", "fig4a_diffrate", "fig4a_prune_and_merge")
 
 
 @dataclass(frozen=True)
