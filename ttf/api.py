@@ -71,8 +71,9 @@ def apply(
     """
     host = hosts.find(model)
     container = _container(model, host.container)
-    schedule = _schedule(ratio, blocks, host, len(container), options)
-    schedule.check(len(container))
+    depth = host.first + len(container)
+    schedule = _schedule(ratio, blocks, host, depth, options)
+    hosts.check(schedule, host, depth)
     if isinstance(schedule, Late) and (recover or not host.reads_class_token(model)):
         raise ValueError("the late schedule is for heads that read the class token alone: use ratio and blocks instead")
     plan = Plan(methods.build(method, **options), schedule, host, host.prefix(model), _recovery(recover))
@@ -131,8 +132,9 @@ class LayerTrace:
 
     Attributes:
         block: number of the block, 0-based.
-        kept: (B, M) int64, informative tokens as indices into the layer's own N tokens.
-        origin: (B, M) int64, the same tokens as indices into the tokens of the first layer.
+        kept: (B, M) int64, informative tokens as indices into the layer's own N tokens. Where the method does not name
+            them (pooled cells, a fused token): the token that each new one takes most of.
+        origin: (B, M) int64, the same as indices into the tokens of the first layer.
         W: (B, M, N) float32, the transformation matrix (Eq. 1).
         total: (B, M, N_first) float32, product of the matrices up to this layer.
         sizes: (B, M) float32 (Eq. 8).
@@ -186,10 +188,10 @@ def trace(model: nn.Module, images: Tensor) -> list[LayerTrace]:
     return _layers(recorder.states[-1], host.grid(model, (height, width)), stack.plan.prefix)
 
 
-def _kept(reduction: Reduction, matrix: Tensor) -> Tensor:
-    """The token that each new one grew from; where the method names none, the one that it takes most of. (B, M)."""
+def _kept(reduction: Reduction, matrix: Tensor) -> Tensor | None:
+    """The token that each new one grew from, (B, M); None where the method does not name all of them."""
     kept = reduction.kept
-    return matrix.argmax(-1) if kept is None or kept.shape[1] != matrix.shape[1] else kept
+    return None if kept is None or kept.shape[1] != matrix.shape[1] else kept
 
 
 def _layers(state: State, grid: tuple[int, int], prefix: int) -> list[LayerTrace]:
@@ -197,10 +199,11 @@ def _layers(state: State, grid: tuple[int, int], prefix: int) -> list[LayerTrace
     before: LayerTrace | None = None
     for block, reduction in state.chain:
         matrix = reduction.matrix()
-        kept = _kept(reduction, matrix)
-        origin = kept if before is None else before.origin.gather(1, kept)
         with full_precision(matrix):
             total = matrix if before is None else matrix @ before.total
+        named = _kept(reduction, matrix)
+        kept = matrix.argmax(-1) if named is None else named
+        origin = total.argmax(-1) if named is None else kept if before is None else before.origin.gather(1, kept)
         layers.append(LayerTrace(block, kept, origin, matrix, total, reduction.sizes, grid, prefix))
         before = before if isinstance(reduction, LocalReduction) else layers[-1]
     return layers

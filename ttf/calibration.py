@@ -43,7 +43,7 @@ class _Probe(CompressedStack):
         if not x.requires_grad:  # the maps need a graph where the parameters are frozen, too
             x = x.detach().requires_grad_()
         host, wanted = self.plan.host, self.plan.method.wanted
-        for number, block in enumerate(self):
+        for number, block in enumerate(self, host.first):
             if number in self.chosen:
                 view = host.attend(block, x, None, wanted, self.plan.prefix)
                 assert view.attention is not None
@@ -69,9 +69,10 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _probed(model: nn.Module, host: Host, blocks: Sequence[int] | None) -> tuple[nn.Module, _Probe]:
     """A twin of the model, uncompressed, that runs through a probe; the model itself is not touched."""
     container = getattr(model, host.container)
-    chosen = tuple(range(len(container))) if blocks is None else tuple(sorted(set(blocks)))
+    depth = host.first + len(container)
+    chosen = tuple(range(host.first, depth)) if blocks is None else tuple(sorted(set(blocks)))
     plan = Plan(_Untouched(), KeepRatio(1.0, chosen), host, host.prefix(model))
-    plan.schedule.check(len(container))
+    hosts.check(plan.schedule, host, depth)
     probe = _Probe(container, plan)
     probe.chosen = chosen
     twin = shallow_twin(model)

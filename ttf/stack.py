@@ -158,7 +158,7 @@ class CompressedStack(nn.Sequential):
         """
         recovery = recovery or self.plan.recovery
         state = State(x, grid=grid or _square(x.shape[1] - self.plan.prefix))
-        for number, block in enumerate(self):
+        for number, block in enumerate(self, self.plan.host.first):
             arguments: tuple[Any, ...] = (block, number, self.plan, recovery, state)
             state = checkpoint(_advance, *arguments, use_reentrant=False) if checkpointed else _advance(*arguments)
             if after is not None:

@@ -14,11 +14,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["limit=16", "throughput.batch_size=0"]
+PNG = b"\x89PNG"
 
 
 def script(name: str, folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, f"scripts/{name}.py", *overrides]
-    command += [f"paths.logs={folder}/logs", f"paths.runs={folder}/runs"] if name != "table" else []
+    command += [] if name in ("table", "figure") else [f"paths.logs={folder}/logs", f"paths.runs={folder}/runs"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
 
@@ -94,7 +95,7 @@ def test_the_demo(tmp_path):
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "table.md").read_text()
     assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| uncompressed", "| paper", "| default"]
-    assert (tmp_path / "tokens.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "tokens.png").read_bytes().startswith(PNG)
 
 
 def test_the_doctor_says_what_is_missing_and_what_it_costs(tmp_path):
@@ -109,6 +110,38 @@ def test_tables_come_from_rows(tmp_path):
     done = script("table", tmp_path, "table=probe", f"paths.runs={tmp_path}/runs", f"paths.results={tmp_path}")
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "tables" / "probe.md").read_text().splitlines()
-    assert lines[4].startswith("| none | ") and lines[5].startswith("| token_transform | ")
+    assert lines[0].startswith("**vit_mini: 16 images of scenes, float32, ")
+    assert [line.split(" | ")[0] for line in lines[4:6]] == ["| uncompressed", "| token_transform"]
     empty = script("table", tmp_path, "table=absent", f"paths.runs={tmp_path}/runs")
     assert empty.returncode == 2 and "no rows of absent" in empty.stderr
+
+
+def test_figures_come_from_rows(tmp_path):
+    folders = [f"paths.runs={tmp_path}/runs", f"paths.results={tmp_path}"]
+    missing = script("figure", tmp_path, "figure=fig2", *folders)
+    assert missing.returncode == 2 and "no rows of fig4a" in missing.stderr
+    done = script("eval", tmp_path, "-m", *QUICK, "ratio=0.5,0.8", "name=fig4a/token_transform")
+    assert done.returncode == 0, done.stderr
+    alone = script("figure", tmp_path, "figure=fig4a", *folders)
+    assert alone.returncode == 2 and "no uncompressed row" in alone.stderr
+    assert script("eval", tmp_path, *QUICK, "method=none").returncode == 0
+    for figure in ("fig2", "fig4a"):
+        done = script("figure", tmp_path, f"figure={figure}", "suffix=_tiny", *folders)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "figures" / f"{figure}_tiny.png").read_bytes().startswith(PNG)
+
+
+def test_the_matrices_of_all_methods_side_by_side(tmp_path):
+    done = script("matrices", tmp_path, f"paths.results={tmp_path}", "columns=raster")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "figures" / "matrices.png").read_bytes().startswith(PNG)
+    outside = script("matrices", tmp_path, "pick=6")
+    assert outside.returncode == 2 and "no image at [6]: there are 6" in outside.stderr
+
+
+@pytest.mark.parametrize("method", ["evit", "uniform_pool", "ats"])
+def test_a_picture_of_methods_that_name_no_tokens(tmp_path, method):
+    figure = tmp_path / "tokens.png"
+    done = script("visualize", tmp_path, f"method={method}", "limit=2", f"figure={figure}")
+    assert done.returncode == 0, done.stderr
+    assert figure.read_bytes().startswith(PNG)

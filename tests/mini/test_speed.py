@@ -28,7 +28,7 @@ def test_a_row_compares_with_the_uncompressed_model():
 
 
 def test_experiments_are_timed_in_one_run(tmp_path):
-    rows = rows_of("experiments=['fig4a/evit ratio=0.5','fig4a_tome/tome schedule.r=11','fig4a/ats ratio=0.5']")
+    rows = rows_of("experiments=['fig4a/evit ratio=0.5','fig4a_tome/tome schedule.r=11','fig4a_coarse/ats ratio=0.5']")
     assert [row["method"] for row in rows] == [
         "uncompressed",
         "EViT ratio=0.5",

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from ttf.measure import interleaved, params_m
-from ttf.results import tables
 from ttf.results.store import Store, read_json, signature
 from ttf.tasks import classification, intervals
 from ttf.tasks.classification import Predictions
@@ -92,26 +91,3 @@ def test_a_damaged_row_is_named(tmp_path):
     (tmp_path / "y.json").write_text("[]")
     with pytest.raises(ValueError, match=r"y\.json is no row"):
         read_json(tmp_path / "y.json")
-
-
-def _row(top1, gmacs, speed=None):
-    metrics = {k: {"value": v, "ci95": [v - 1, v + 1]} for k, v in (("top1", top1), ("agreement", 99.0), ("kl", 0.01))}
-    metrics["class_token_error"] = {"value": 0.1, "ci95": [0, 1]}
-    throughput = {"batch_size": 4, "compressed": {"speed_up": speed}} if speed else None
-    return {"metrics": metrics, "gmacs": gmacs, "throughput": throughput}
-
-
-def test_comparison_shows_the_share_of_the_possible_speed_up():
-    cells = tables.comparison({"base": _row(90.0, 2.0), "ours": _row(89.0, 1.0, speed=1.9)})
-    assert cells[1][-2:] == ["", ""]
-    assert cells[2][-2:] == ["1.90x", "0.95"]
-    text = tables.markdown(cells)
-    assert text.splitlines()[3].startswith("| ours | 89.0 [88.0, 90.0] | 99.0 | 0.0100 |")
-
-
-def test_the_papers_figures_are_quoted_beside_the_measured_ones():
-    quoted = {**_row(74.0, 1.0), "paper": {"top1": 74.6, "gmacs": 0.8}}
-    cells = tables.comparison({"base": _row(75.0, 2.0), "ours": quoted})
-    assert cells[0][-2:] == ["paper top-1 %", "paper GMACs"]
-    assert cells[1][-2:] == ["", ""]
-    assert cells[2][1].startswith("74.0") and cells[2][-2:] == ["74.6", "0.8"]

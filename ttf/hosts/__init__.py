@@ -10,11 +10,17 @@ from torch import Tensor, nn
 
 from ttf.methods.base import LayerView
 from ttf.ops.attention import Wanted
+from ttf.schedule import Schedule
 
 Attend = Callable[[nn.Module, Tensor, Tensor | None, Wanted, int], LayerView]
 
 # class of the model (module.Class, any base class counts) -> module with a function ``host(model)``
-SUPPORTED = {"timm.models.vision_transformer.VisionTransformer": "ttf.hosts.timm_vit"}
+SUPPORTED = {
+    "timm.models.vision_transformer.VisionTransformer": "ttf.hosts.timm_vit",
+    "ttf.models.lv_vit.LVViT": "ttf.hosts.own_models",
+    "ttf.models.t2t_vit.T2TViT": "ttf.hosts.own_models",
+    "ttf.models.ps_vit.PSViT": "ttf.hosts.own_models",
+}
 WRAPPERS = {"_orig_mod": "torch.compile", "module": "DataParallel or DistributedDataParallel"}
 
 
@@ -33,6 +39,7 @@ class Host:
         enter: give the model what its container cannot do alone (weighted pooling, dense taps); undone by ``leave``.
         leave: take that back.
         container: name of the attribute that holds the blocks.
+        first: number of its first block: how many layers there are in front of it that always stay whole.
     """
 
     attend: Attend
@@ -44,11 +51,20 @@ class Host:
     enter: Callable[[nn.Module], None]
     leave: Callable[[nn.Module], None]
     container: str = "blocks"
+    first: int = 0
 
 
 def names() -> list[str]:
     """Classes of models that can be compressed."""
     return sorted(SUPPORTED)
+
+
+def check(schedule: Schedule, host: Host, depth: int) -> None:
+    """Raise ``ValueError`` where the schedule names blocks that a model of ``depth`` has not, or that stay whole."""
+    schedule.check(depth)
+    whole = [block for block in getattr(schedule, "blocks", None) or () if block < host.first]
+    if whole:
+        raise ValueError(f"blocks {whole} stay whole: tokens of this model go at blocks {host.first} to {depth - 1}")
 
 
 def refuse_wrapped(model: nn.Module) -> None:

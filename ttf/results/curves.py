@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,16 @@ def _frame(axes: Axes, model: str, ylabel: str, base: Measured) -> None:
     axes.set_title(f"{NAMES.get(model, model)}, {base.row['images']} images", fontsize=10)
 
 
+def _share_axis(axes: Axes, base: Measured) -> None:
+    """A second axis on top: percent of the uncompressed multiply-accumulates."""
+    scale = 100 / base.gmacs
+    there: Callable[[Any], Any] = lambda gmacs: gmacs * scale  # noqa: E731
+    back: Callable[[Any], Any] = lambda share: share / scale  # noqa: E731
+    top = axes.secondary_xaxis("top", functions=(there, back))
+    top.set_xlabel("% of the uncompressed GMACs", fontsize=8.5)
+    top.tick_params(labelsize=8.5)
+
+
 def _budget(axes: Axes, rows: Mapping[str, Sequence[Measured]], metric: str) -> None:
     for number, (title, measured) in enumerate(rows.items()):
         if measured:
@@ -78,7 +88,7 @@ def accuracy_against_gmacs(curves: Curves, base: Mapping[str, Measured], path: P
     """
     hidden = collapsed(curves, base)
     shown = {title: rows for title, rows in curves.items() if title not in hidden}
-    figure, grid = plt.subplots(len(models(curves)), 2, figsize=(11.5, 4.4 * len(models(curves))), squeeze=False)
+    figure, grid = plt.subplots(len(models(curves)), 2, figsize=(11.5, 4.7 * len(models(curves))), squeeze=False)
     for (left, right), model in zip(grid, models(curves), strict=True):
         rows = _of_model(shown, model)
         _budget(left, rows, "top1")
@@ -88,6 +98,8 @@ def accuracy_against_gmacs(curves: Curves, base: Mapping[str, Measured], path: P
         left.set_ylim(top1 - 26, top1 + 3)
         _budget(right, rows, "kl")
         right.set_yscale("log")
+        for panel in (left, right):
+            _share_axis(panel, base[model])
         _frame(left, model, "top-1, %", base[model])
         _frame(right, model, "KL(uncompressed || compressed), nats", base[model])
     handles, labels = grid[0][0].get_legend_handles_labels()

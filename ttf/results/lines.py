@@ -70,7 +70,8 @@ def lines_by_heading(folder: str, models: Sequence[str] | None, sources: Sources
         others = [line for line in lines if not line.is_base]
         if folder in BY_KL:
             others.sort(key=lambda line: line.measured.value("kl"))
-        groups.append((heading, [Line("uncompressed", base, base), *others]))
+        if others:
+            groups.append((heading, [Line("uncompressed", base, base), *others]))
     return groups
 
 

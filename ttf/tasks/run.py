@@ -114,18 +114,29 @@ class Run:
         method = calibrate(model, [(part, None) for part in images.split(CALIBRATION_BATCH)], **options)
         return {**self.reduction, "method": method, "blocks": method.blocks}
 
+    def photographs(self, positions: Sequence[int]) -> tuple[nn.Module, Tensor, Preprocessing]:
+        """The uncompressed model, the images (B, 3, H, W) at ``positions`` of the shuffle, and their preprocessing.
+
+        Raises:
+            ValueError: there is no image at a position.
+        """
+        outside = [position for position in positions if not 0 <= position < len(self.data)]
+        if outside:
+            raise ValueError(f"no image at {outside}: there are {len(self.data)}, from 0 on (limit={self.cfg.limit})")
+        model, how = self._load()
+        return model, torch.stack([self.set[self.data.indices[position]][0] for position in positions]), how
+
     def picture(self, path: Path, positions: Sequence[int]) -> None:
         """Fig. 5 for the images at ``positions`` of the shuffle: informative tokens and rows of W, as a PNG.
 
         Raises:
-            ValueError: nothing is reduced.
+            ValueError: nothing is reduced, or there is no such image.
         """
         if self.reduction is None:
             raise ValueError("method=none transforms nothing: choose a method")
         from ttf.results.figures import informative_tokens  # matplotlib: not for every evaluation
 
-        model, how = self._load()
-        images = torch.stack([self.set[self.data.indices[position]][0] for position in positions])
+        model, images, how = self.photographs(positions)
         informative_tokens(images, ttf.trace(ttf.apply(model, **self.reduction), images), how, path)
 
     def measure(self) -> Row:

@@ -1,0 +1,35 @@
+"""W of many methods side by side for one photograph: ``python scripts/matrices.py model=vit_ti_augreg pick=2``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+import ttf
+from ttf import cli
+from ttf.results.figures import picture
+from ttf.results.matrices import matrices
+from ttf.tasks.run import Run
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="matrices")
+def main(cfg: DictConfig) -> None:
+    model, images, how = Run(cfg).photographs([cfg.pick])
+    groups: Any = OmegaConf.to_container(cfg.groups, resolve=True)
+
+    def layer(options: dict[str, Any]) -> ttf.api.LayerTrace:
+        with ttf.applied(model, ratio=cfg.ratio, blocks=[cfg.block], **options):
+            return ttf.trace(model, images)[0]
+
+    layers = {heading: {name: layer(o) for name, o in methods.items()} for heading, methods in groups.items()}
+    words = f"{cfg.model.name}, block {cfg.block}, keep ratio {cfg.ratio}"
+    path = Path(cfg.paths.results) / "figures" / f"matrices{cfg.suffix}.png"
+    matrices(layers, picture(images[0], how), words, path, cfg.columns)
+    print(path)
+
+
+if __name__ == "__main__":
+    cli.run(main)

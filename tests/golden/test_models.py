@@ -1,0 +1,174 @@
+"""Model definitions against the official implementations: names, shapes, and the same function of the weights.
+
+Folder of the reference data: TTF_GOLDEN_MODELS, default ../shared/golden/models. Every file of its schema is checked,
+with its own salts and seeds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from tests.golden.models import (
+    FOLDER,
+    LIMIT,
+    Reference,
+    check_statistics,
+    check_sums,
+    fill,
+    input_of,
+    probed,
+    references,
+    too_large,
+)
+from ttf.models.lv_vit import LVViT
+from ttf.models.mae import from_official, mae_vit
+from ttf.models.ps_vit import PSViT
+from ttf.models.t2t_vit import T2TViT, Transformer
+from ttf.models.trunk import Divide
+
+REFERENCES = references()
+needs_data = pytest.mark.skipif(not REFERENCES, reason=f"needs the reference data of model definitions in {FOLDER}")
+EACH = [pytest.param(reference, id=reference.stem) for reference in REFERENCES] or [None]
+
+
+def _fills() -> list[Any]:
+    found = []
+    for reference in REFERENCES:
+        large = [pytest.mark.slow] if reference.model == "mae_vit_h14" else []
+        kinds = ["normal", "strong"] if "strong_fill" in reference.golden else ["normal"]
+        found += [pytest.param(reference, kind, id=f"{reference.stem}-{kind}", marks=large) for kind in kinds]
+    return found or [(None, "normal")]
+
+
+def _skip_unless(reference: Reference, part: str) -> None:
+    if reference.missing:
+        pytest.skip(reference.missing)
+    if not getattr(reference, part):
+        pytest.skip(f"{reference.stem} has no {part} file")
+
+
+@needs_data
+@pytest.mark.parametrize("reference", EACH)
+def test_names_shapes_and_counts(reference: Reference):
+    _skip_unless(reference, "keys")
+    model = reference.build()
+    state = model.state_dict()
+    assert {name: list(tensor.shape) for name, tensor in state.items()} == reference.keys["state_dict"]
+    others = {name: str(t.dtype).removeprefix("torch.") for name, t in state.items() if t.dtype != torch.float32}
+    assert others == reference.keys["dtypes_other_than_float32"]
+    assert sum(p.numel() for p in model.parameters()) == reference.keys["parameters"]
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == reference.keys["parameters_trainable"]
+    assert sum(b.numel() for b in model.buffers()) == reference.keys["buffers"]
+
+
+@needs_data
+@pytest.mark.parametrize("reference", EACH)
+def test_preprocessing(reference: Reference):
+    _skip_unless(reference, "keys")
+    stated, known = reference.build().pretrained_cfg, reference.keys
+    assert list(stated["input_size"]) == known["input_size"]
+    assert (list(stated["mean"]), list(stated["std"])) == (known["image_mean"], known["image_std"])
+    if "crop_fraction" in known:
+        assert (stated["crop_pct"], stated["interpolation"]) == (known["crop_fraction"], known["interpolation"])
+
+
+@needs_data
+@pytest.mark.parametrize("reference", EACH)
+def test_settings_that_the_tolerances_cannot_see(reference: Reference):
+    _skip_unless(reference, "golden")
+    model: Any = reference.build()
+    own = not isinstance(model, VisionTransformer)
+    assert {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)} == {1e-5 if own else 1e-6}
+    assert {m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d)} <= {1e-5}
+    blocks = [m for m in model.modules() if isinstance(m, Block)]
+    assert {block.attn.scale for block in blocks} == {64**-0.5 if own else 80**-0.5}
+    assert {m.approximate for m in model.modules() if isinstance(m, nn.GELU)} == {"none"}
+    if isinstance(model, LVViT):
+        assert {part.by for block in model.blocks for part in (block.ls1, block.ls2)} == {2.0}
+    if isinstance(model, T2TViT) and isinstance(model.tokens_to_token.attention1, Transformer):
+        layers = (model.tokens_to_token.attention1, model.tokens_to_token.attention2)
+        assert [layer.attn.scale for layer in layers] == [147**-0.5, 576**-0.5]
+    if isinstance(model, PSViT):
+        assert {layer.gamma for layer in model.ps_layers} == {1.0}
+
+
+@needs_data
+@pytest.mark.parametrize("reference", EACH)
+def test_fixed_tables(reference: Reference):
+    _skip_unless(reference, "golden")
+    golden = reference.golden
+    if not {"pos_embed_table", "initial_points_first4"} & golden.keys():
+        pytest.skip(f"{reference.stem} has no fixed tables")
+    model: Any = reference.build()
+    if "pos_embed_table" in golden:
+        table = golden["pos_embed_table"]
+        check_statistics(model.pos_embed, table)
+        for row in (1, 196):
+            _equal(model.pos_embed[0, row, :4], table[f"row{row}_first4"])
+    else:
+        points = model.point_coord[0]
+        assert points[:4].tolist() == golden["initial_points_first4"]
+        assert points[14:16].tolist() == golden["initial_points_at_14_15"]
+        assert points[-1].tolist() == golden["initial_points_last"]
+
+
+def _equal(values: Tensor, expected: list[float]) -> None:
+    torch.testing.assert_close(values, torch.tensor(expected), rtol=0, atol=1e-6)
+
+
+def _check_fill(model: nn.Module, sums: dict[str, Any], expected: dict[str, Any]) -> None:
+    state = model.state_dict()
+    assert {key: sums[key] for key in ("filled_tensors", "filled_elements")} == {
+        key: expected[key] for key in ("filled_tensors", "filled_elements")
+    }
+    check_sums(sums, expected)
+    example = expected["example"]
+    _equal(state[example["name"]].flatten()[:4], example["first4"])
+    assert all(torch.equal(state[alias], state[name]) for alias, name in expected["aliases_of"].items())
+
+
+def _check_input(x: Tensor, expected: dict[str, Any]) -> None:
+    _equal(x.flatten()[:4], expected["first4"])
+    check_sums({"sum": x.double().sum().item(), "sum_sq": x.double().square().sum().item()}, expected)
+
+
+@needs_data
+@pytest.mark.parametrize(("reference", "kind"), _fills())
+@torch.no_grad()
+def test_same_function_of_the_weights(reference: Reference, kind: str):
+    _skip_unless(reference, "golden")
+    if reason := too_large(reference):
+        pytest.skip(reason)
+    model, sums = fill(reference.build(), reference, kind)
+    expected, x = reference.fill(kind), input_of(reference)
+    if kind == "normal":
+        _check_fill(model, sums, reference.golden["fill_check"])
+        _check_input(x, reference.golden["input"])
+    with probed(model, expected["probes"]) as seen:
+        logits = model(x)
+    for probe, statistics in expected["probes"].items():
+        check_statistics(seen[probe], statistics)
+    output = expected["output"]
+    check_statistics(logits, output)
+    named = logits.gather(1, torch.tensor(output["argmax"]).unsqueeze(1)).squeeze(1)
+    assert (logits.amax(1) - named <= 2 * LIMIT * output["std"]).all()  # equal up to ties
+
+
+def test_official_mae_files():
+    model = mae_vit(num_classes=3, img_size=28, patch_size=14, embed_dim=16, depth=1, num_heads=2)
+    state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    model.load_state_dict(from_official({"model": state, "epoch": 49}))
+    with pytest.raises(ValueError, match="pre-trained MAE"):
+        from_official({"model": {"mask_token": torch.zeros(1), **state}})
+    with pytest.raises(ValueError, match="reads the class token"):
+        from_official({"head.weight": torch.zeros(3, 16), "norm.weight": torch.zeros(16)})
+
+
+def test_divided_branches():
+    x = torch.randn(5)
+    assert torch.equal(Divide(3.0)(x), x / 3.0)
