@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ttf.results import curves, figures, lines, measured, tables
+from ttf.results import curves, figures, lines, measured, ranking, tables
 from ttf.results.measured import Measured
 from ttf.results.paired import compare, mcnemar, signed_rank, top1_difference
 from ttf.results.store import Store
@@ -304,3 +304,20 @@ def test_figures_of_rows_are_written_and_name_what_they_do_not_draw(rows, tmp_pa
         "Not drawn, below 60% of the uncompressed top-1 everywhere: random."
     ]
     assert [text.get_text() for text in kept[0].legends[0].texts] == ["ours, default"]
+
+
+def test_methods_are_ranked_at_equal_cost(rows):
+    base = rows.base()
+    found = {
+        "a": [rows.add("a1", gmacs=1.0, kl=0.1), rows.add("a2", gmacs=2.0, kl=0.001)],
+        "b": [rows.add("b1", gmacs=1.02, kl=0.2), rows.add("b2", gmacs=1.9, kl=0.02)],
+        "c": [rows.add("c1", gmacs=1.5, kl=0.0001)],  # a single row is no curve
+    }
+    assert ranking.kl_at(found["a"], 1.5) == pytest.approx(0.01)
+    assert ranking.kl_at(found["a"], 0.9) is None and ranking.kl_at(found["a"], 2.1) is None
+    assert ranking.kl_at(found["b"], 1.0) == pytest.approx(0.2)  # begins a little above: its first row
+    assert [title for _, title in ranking.order(found, 1.0)] == ["a", "b"]
+    cells = ranking.ranking(found, {"mini": base}, shown=2)
+    assert cells[0] == ["model", "% of MACs", "GMACs", "lowest KL", "then"]
+    assert [line[1] for line in cells[1:]] == [str(percent) for percent in ranking.BUDGETS]
+    assert cells[3][3:] == ["a 0.1000", "b 0.2000"] and cells[3][2] == "1.000"
