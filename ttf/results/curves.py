@@ -20,6 +20,14 @@ Curves = Mapping[str, Sequence[Measured]]  # title of a method to its rows
 
 MARKERS = "osD^v<>pPXh*8d1234+x"
 LINES = ("-", "--", "-.", ":")
+KNOWN = {
+    "ToMe": "tab:blue",
+    "DiffRate": "tab:red",
+    "EViT": "tab:green",
+    "DPC-KNN": "tab:orange",
+    "ours (literal)": "0.2",
+}
+HIGHEST_KL = 3.0  # above it no answer is left to compare
 OURS: dict[str, Any] = {"color": "black", "linewidth": 2.4, "markersize": 7, "zorder": 5}
 NAMES = {"vit_ti_augreg": "ViT-Ti AugReg", "deit_ti": "DeiT-Ti", "deit_s": "DeiT-S", "vit_mini": "vit_mini"}
 MARGIN = 0.6  # of the uncompressed top-1: methods that never reach it are named below the figure, not drawn
@@ -30,14 +38,16 @@ def models(curves: Curves) -> list[str]:
     return sorted({m.model for rows in curves.values() for m in rows}, reverse=True)
 
 
-def _style(number: int, title: str) -> dict[str, Any]:
-    shade = plt.get_cmap("viridis")((number * 7 % 19) / 21)
-    common: dict[str, Any] = {
-        "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": LINES[number % len(LINES)],
-        "label": title,
-    }
-    return {"color": shade, "linewidth": 1.1, "markersize": 5, **common, **(OURS if "default" in title else {})}
+def _styles(curves: Curves) -> dict[str, dict[str, Any]]:
+    """How each method is drawn, the same in every figure: ours bold, well-known others in colour, the rest faint."""
+    styles = {}
+    for number, title in enumerate(curves):
+        style = {"marker": MARKERS[number % len(MARKERS)], "linestyle": LINES[number % len(LINES)], "label": title}
+        known = KNOWN.get(title)
+        faint = {"color": "0.55", "linewidth": 0.7, "markersize": 4, "zorder": 2}
+        shown = {"color": known, "linewidth": 1.6, "markersize": 6, "zorder": 4} if known else faint
+        styles[title] = {**style, **shown, **(OURS if "default" in title else {})}
+    return styles
 
 
 def _of_model(curves: Curves, model: str) -> dict[str, list[Measured]]:
@@ -72,10 +82,10 @@ def _share_axis(axes: Axes, base: Measured) -> None:
     top.tick_params(labelsize=8.5)
 
 
-def _budget(axes: Axes, rows: Mapping[str, Sequence[Measured]], metric: str) -> None:
-    for number, (title, measured) in enumerate(rows.items()):
+def _budget(axes: Axes, rows: Mapping[str, Sequence[Measured]], metric: str, styles: Mapping[str, Any]) -> None:
+    for title, measured in rows.items():
         if measured:
-            axes.plot([m.gmacs for m in measured], [m.value(metric) for m in measured], **_style(number, title))
+            axes.plot([m.gmacs for m in measured], [m.value(metric) for m in measured], **styles[title])
 
 
 def accuracy_against_gmacs(curves: Curves, base: Mapping[str, Measured], path: Path) -> None:
@@ -86,18 +96,19 @@ def accuracy_against_gmacs(curves: Curves, base: Mapping[str, Measured], path: P
         base: uncompressed row by model.
         path: PNG file to write.
     """
-    hidden = collapsed(curves, base)
+    hidden, styles = collapsed(curves, base), _styles(curves)
     shown = {title: rows for title, rows in curves.items() if title not in hidden}
     figure, grid = plt.subplots(len(models(curves)), 2, figsize=(11.5, 4.7 * len(models(curves))), squeeze=False)
     for (left, right), model in zip(grid, models(curves), strict=True):
         rows = _of_model(shown, model)
-        _budget(left, rows, "top1")
+        _budget(left, rows, "top1", styles)
         top1 = base[model].value("top1")
         left.axhline(top1, color="black", linewidth=0.8, linestyle=(0, (1, 3)))
         left.annotate("uncompressed", (left.get_xlim()[0], top1), fontsize=8, va="bottom")
         left.set_ylim(top1 - 26, top1 + 3)
-        _budget(right, rows, "kl")
+        _budget(right, rows, "kl", styles)
         right.set_yscale("log")
+        right.set_ylim(top=HIGHEST_KL)
         for panel in (left, right):
             _share_axis(panel, base[model])
         _frame(left, model, "top-1, %", base[model])
@@ -120,8 +131,8 @@ def error_against_accuracy(curves: Curves, base: Mapping[str, Measured], path: P
     figure, grid = plt.subplots(1, len(names), figsize=(5.2 * len(names), 4.6), squeeze=False)
     for axes, model in zip(grid[0], names, strict=True):
         rows = _of_model(curves, model)
-        for number, (title, measured) in enumerate(rows.items()):
-            style = {**_style(number, title), "linestyle": "none"}
+        for title, measured in rows.items():
+            style = {**_styles(curves)[title], "linestyle": "none"}
             axes.plot([m.value("class_token_error") for m in measured], [m.value("top1") for m in measured], **style)
         every = [m for measured in rows.values() for m in measured]
         rho = spearmanr([m.value("class_token_error") for m in every], [m.value("top1") for m in every]).statistic
