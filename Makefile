@@ -12,7 +12,7 @@ comma := ,
 MODEL ?= deit_s
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint doctor readings table1 table6 table7 table8 study curves fig2 fig4a fig5 matrices speed clean
+.PHONY: help setup demo test lint doctor readings table1 table6 table7 table8 study curves fig2 fig4a fig5 matrices speed clean .sweep-readings .sweep-table6 .sweep-table7 .sweep-table8 .sweep-study .sweep-curves
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -45,7 +45,11 @@ MODELS_mini := vit_mini
 MODELS_tiny := vit_ti_augreg,deit_ti
 MODELS_paper := deit_s
 MODELS := $(MODELS_$(scale))
-DATA := $(if $(filter mini,$(scale)),,paths.imagenet=$(IMAGENET) $(if $(WEIGHTS),paths.weights=$(WEIGHTS)))
+HALF_mini := 150
+HALF_tiny := 500
+HALF_paper := 25000
+HALF := $(HALF_$(scale))
+DATA := $(if $(filter mini,$(scale)),task.data.scenes.length=300,paths.imagenet=$(IMAGENET) $(if $(WEIGHTS),paths.weights=$(WEIGHTS)))
 EVAL := $(PY) scripts/eval.py -m model=$(MODELS) $(DATA) throughput.batch_size=0
 READINGS := method=paper,best_reading
 RATIOS ?= 0.3,0.45,0.6,0.7,0.8,0.9
@@ -56,33 +60,60 @@ DIFFRATE_paper := method.model=ViT-S-DeiT method.target=2.3,2.5,2.7,2.9,3.1
 CONFIRMED := study/default,study/informative,study/late_4_6_8,study/late_4_6_8_10,study/feature_xk
 SHOWN := models=[$(MODELS)] suffix=$(if $(filter tiny,$(scale)),,_$(scale))
 
+# Which sweeps are complete, by content: configs, names of rows, command. Hydra needs a quarter of a second to skip a row.
+SWEPT := results/runs/.swept
+KEY = { find configs -name '*.yaml' | LC_ALL=C sort | xargs cat; (cd results/runs && LC_ALL=C ls | grep json); \
+  echo '$@ $(EVAL) $(RATIOS) $(TOME_R) $(DIFFRATE_$(scale)) $(CONFIRMED)'; } | sha256sum | cut -c1-16
+define sweep
+@if grep -qsx "$$($(KEY))" $(SWEPT); then echo "$@: all rows are there"; \
+else $(MAKE) --no-print-directory .sweep-$@ && $(KEY) >> $(SWEPT); fi
+endef
+
 readings: setup ## every reading of the method, alone and together; skips what is done (scale=tiny, mini or paper)
-	$(EVAL) 'experiment=glob(readings/*)'
+	$(sweep)
 	$(PY) scripts/table.py table=readings $(SHOWN)
 
+.sweep-readings:
+	$(EVAL) 'experiment=glob(readings/*)'
+
 table6: setup ## Table 6: kappa and tau, in the reading that reproduces best
-	$(EVAL) experiment=readings/none
-	$(EVAL) 'experiment=glob(table6/*)' method=best_reading
+	$(sweep)
 	$(PY) scripts/table.py table=table6 $(SHOWN)
 
-table7: setup ## Table 7: scaling adaptation and assignment normalisation
+.sweep-table6:
 	$(EVAL) experiment=readings/none
-	$(EVAL) 'experiment=glob(table7/*)' $(READINGS)
+	$(EVAL) 'experiment=glob(table6/*)' method=best_reading
+
+table7: setup ## Table 7: scaling adaptation and assignment normalisation
+	$(sweep)
 	$(PY) scripts/table.py table=table7 $(SHOWN)
 
-table8: setup ## Table 8: selection criterion and similarity
+.sweep-table7:
 	$(EVAL) experiment=readings/none
-	$(EVAL) 'experiment=glob(table8/*)' $(READINGS)
+	$(EVAL) 'experiment=glob(table7/*)' $(READINGS)
+
+table8: setup ## Table 8: selection criterion and similarity
+	$(sweep)
 	$(PY) scripts/table.py table=table8 $(SHOWN)
 
-study: setup ## beyond the paper: what lowers KL at equal GMACs, chosen on 500 images, confirmed on the others
-	$(EVAL) experiment=readings/none limit=500
-	$(EVAL) 'experiment=glob(study/*)' limit=500
+.sweep-table8:
 	$(EVAL) experiment=readings/none
-	$(EVAL) experiment=$(CONFIRMED)
+	$(EVAL) 'experiment=glob(table8/*)' $(READINGS)
+
+study: setup ## beyond the paper: what lowers KL at equal GMACs, chosen on half of the images, confirmed on the others
+	$(sweep)
 	$(PY) scripts/table.py table=study $(SHOWN)
 
+.sweep-study:
+	$(EVAL) experiment=readings/none limit=$(HALF)
+	$(EVAL) 'experiment=glob(study/*)' limit=$(HALF)
+	$(EVAL) experiment=readings/none
+	$(EVAL) experiment=$(CONFIRMED)
+
 curves: setup ## the rows of Fig. 2 and Fig. 4a: all training-free methods over their budgets
+	$(sweep)
+
+.sweep-curves:
 	$(EVAL) experiment=readings/none
 	$(EVAL) 'experiment=glob(fig4a/*)' ratio=$(RATIOS)
 	$(EVAL) 'experiment=glob(fig4a_coarse/*)' ratio=0.45,0.7,0.9

@@ -63,10 +63,11 @@ def test_integer_sizes_stand_for_copies_of_a_token() -> None:
     torch.testing.assert_close(out, fused_attention(q, copied_k, copied_v, None, 0.5), atol=1e-6, rtol=1e-5)
 
 
-def test_log_of_a_vanished_size_is_finite() -> None:
+def test_log_of_a_vanished_size_is_finite_and_padding_is_never_attended_to():
     bias = size_bias(torch.tensor([[0.0, 1e-30, 1.0]]), torch.float16)
     assert bias is not None
-    assert bool(torch.isfinite(bias).all())
+    assert bias[0, 0, 0, 0] == -torch.inf  # size 0 marks padding
+    assert bool(torch.isfinite(bias[..., 1:]).all())
     assert bias[..., 2].item() == 0.0
 
 
