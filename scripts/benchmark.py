@@ -6,11 +6,10 @@ from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
-from rich.console import Console
 
 from ttf import cli
 from ttf.data.files import atomic_write
-from ttf.results.tables import markdown, terminal
+from ttf.results.tables import markdown, show
 from ttf.tasks import speed
 
 
@@ -18,7 +17,7 @@ from ttf.tasks import speed
 def main(cfg: DictConfig) -> None:
     rows = list(speed.measure(cfg))
     cells, title = speed.cells(rows), f"{cfg.model.name}, {cfg.dtype}, {rows[0]['device']}, weights at random"
-    Console().print(terminal(cells, title))
+    show(cells, title)
     if cfg.csv:
         path = Path(cfg.csv)
         speed.write(rows, path)

@@ -15,6 +15,10 @@ from ttf.results.measured import Measured
 from ttf.results.store import Row, Store
 from ttf.tasks.run import Run, execute
 
+LEGEND = (
+    "drop: points of top-1 below the uncompressed model; agree: images with its class; KL: KL(uncompressed || "
+    "compressed), nats; of MACs: speed-up / (MACs uncompressed / MACs compressed)"
+)
 METHODS = {"uncompressed": "none", "paper": "paper", "default": "token_transform"}
 
 
@@ -28,13 +32,14 @@ def _row(cfg: DictConfig, method: DictConfig) -> Row:
 def main(cfg: DictConfig) -> None:
     methods = {name: compose("eval", [f"method={choice}"]).method for name, choice in METHODS.items()}
     rows = [Measured(_row(cfg.copy(), method), Store(cfg.paths.runs)) for method in methods.values()]
-    cells = tables.table([tables.Line(name, row, rows[0]) for name, row in zip(methods, rows, strict=True)])
+    cells = tables.table([tables.Line(name, row, rows[0]) for name, row in zip(methods, rows, strict=True)], ("err",))
     folder = Path(cfg.demo_folder)
     Run(cfg).picture(folder / "tokens.png", range(cfg.figure_images))
     (folder / "table.md").write_text(tables.markdown(cells))
     base = rows[0].row
     title = f"{cfg.model.name}, keep ratio {cfg.ratio}, {base['images']} test images, {base['device']}"
-    Console().print(tables.terminal(cells, title), tables.LEGEND)
+    tables.show(cells, title)
+    Console().print(LEGEND)
     print(f"figure: {folder / 'tokens.png'}\ntable:  {folder / 'table.md'}")
 
 

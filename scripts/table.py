@@ -6,7 +6,6 @@ from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
-from rich.console import Console
 
 from ttf import cli
 from ttf.data.files import atomic_write
@@ -20,7 +19,7 @@ def main(cfg: DictConfig) -> None:
     for heading, lines in lines_by_heading(cfg.table, cfg.models, Sources(cfg.paths.runs, cfg.quoted, cli.EXPERIMENTS)):
         cells = tables.table(lines)
         quoted |= any(line.paper_top1 for line in lines)
-        Console().print(tables.terminal(cells, heading))
+        tables.show(cells, heading)
         parts.append(f"**{heading}**\n\n{tables.markdown(cells)}")
     legend = f"{tables.LEGEND}; {tables.PAPER_LEGEND}" if quoted else tables.LEGEND
     path = Path(cfg.paths.results) / "tables" / f"{cfg.table}{cfg.suffix}.md"

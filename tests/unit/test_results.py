@@ -268,7 +268,13 @@ def test_a_table_leaves_out_empty_columns_and_shows_the_share_of_the_possible_sp
     text = tables.markdown(plain).splitlines()
     assert text[1] == "|" + "---|" * 7
     assert text[3].startswith("| ours | 95.0 [93.0, 97.0] | 5.0 [")
-    assert tables.terminal(plain, "a title").row_count == 2
+    assert tables.table([tables.Line("ours", base, base)], without=("KL", "err"))[0][-1] == "GMACs"
+
+
+def test_no_cell_is_cut_on_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    tables.show([["", "a long header"], ["x", "word " * 20 + "end"]], "title")
+    assert "word " * 20 + "end" in capsys.readouterr().out
 
 
 def test_figures_in_words():

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from rich.console import Console
 from rich.table import Table
 
 from ttf.results.measured import Measured
@@ -128,9 +129,9 @@ COLUMNS: dict[str, Callable[[Line], str]] = {
 }
 
 
-def table(lines: Sequence[Line]) -> Cells:
-    """Cells, header first; columns in which no line has anything are left out."""
-    columns = {name: [cell(line) for line in lines] for name, cell in COLUMNS.items()}
+def table(lines: Sequence[Line], without: Sequence[str] = ()) -> Cells:
+    """Cells, header first; columns in which no line has anything are left out, and those named in ``without``."""
+    columns = {name: [cell(line) for line in lines] for name, cell in COLUMNS.items() if name not in without}
     shown = {name: cells for name, cells in columns.items() if any(cells)}
     return [list(shown), *(list(cells) for cells in zip(*shown.values(), strict=True))]
 
@@ -158,11 +159,12 @@ def markdown(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, "|" + "---|" * len(cells[0]), *body]) + "\n"
 
 
-def terminal(cells: Sequence[Sequence[str]], title: str) -> Table:
-    """The same for rich."""
-    shown = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
+def show(cells: Sequence[Sequence[str]], title: str) -> None:
+    """The same on the terminal, every cell whole: a line may be longer than the terminal is wide."""
+    shown = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
     for name in cells[0]:
         shown.add_column(name, no_wrap=True)
     for line in cells[1:]:
         shown.add_row(*line)
-    return shown
+    needed = sum(max(len(cell) for cell in column) + 1 for column in zip(*cells, strict=True))
+    Console(width=max(Console().width, needed)).print(shown)
