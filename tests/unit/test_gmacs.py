@@ -90,3 +90,15 @@ def test_gradients_are_not_recorded(tiny: Callable[..., VisionTransformer]) -> N
     ttf.measure.gmacs(model, (3, 32, 32))
     assert torch.is_grad_enabled()
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_distances_count_as_the_matrix_product_that_they_are():
+    class Distances(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.points = nn.Parameter(torch.ones(5, 7))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.cdist(images.flatten(2).expand(1, 3, 7), self.points.unsqueeze(0))
+
+    assert ttf.measure.gmacs(Distances(), (3, 1, 7)) == pytest.approx(3 * 5 * 7 / 1e9)

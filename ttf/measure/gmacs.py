@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,14 @@ def _cpu_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(query, key, value)
 
 
-# torch 2.10 does not count its own fused attention on the CPU, later releases do
-UNCOUNTED = {} if CPU_ATTENTION in flop_registry else {CPU_ATTENTION: _cpu_attention}
+def _pairwise_distances(a: Any, b: Any, *_: Any, **__: Any) -> int:
+    """torch.cdist of shapes (..., n, C) and (..., m, C): a matrix product at heart."""
+    return 2 * math.prod(a) * b[-2]
+
+
+# what torch's counter leaves out: distances always, its own fused attention on the CPU in torch 2.10
+UNCOUNTED = {torch.ops.aten._cdist_forward: _pairwise_distances, CPU_ATTENTION: _cpu_attention}
+UNCOUNTED = {operator: formula for operator, formula in UNCOUNTED.items() if operator not in flop_registry}
 
 
 @torch.no_grad()
