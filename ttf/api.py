@@ -202,8 +202,10 @@ def _layers(state: State, grid: tuple[int, int], prefix: int) -> list[LayerTrace
         with full_precision(matrix):
             total = matrix if before is None else matrix @ before.total
         named = _kept(reduction, matrix)
-        kept = matrix.argmax(-1) if named is None else named
-        origin = total.argmax(-1) if named is None else kept if before is None else before.origin.gather(1, kept)
+        if named is None:
+            kept, origin = matrix.argmax(-1), total.argmax(-1)
+        else:
+            kept, origin = named, named if before is None else before.origin.gather(1, named)
         layers.append(LayerTrace(block, kept, origin, matrix, total, reduction.sizes, grid, prefix))
         before = before if isinstance(reduction, LocalReduction) else layers[-1]
     return layers

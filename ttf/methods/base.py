@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ttf.ops.attention import Wanted
@@ -45,6 +46,11 @@ class LayerView:
     flat_keys: Tensor | None = None
     block: int = 0
     grid: tuple[int, int] | None = None
+
+    @property
+    def masses(self) -> Tensor:
+        """(B, N) float32: the sizes, 1 where there are none yet."""
+        return self.x.new_ones(self.x.shape[:2], dtype=torch.float32) if self.sizes is None else self.sizes
 
 
 class Method(ABC):

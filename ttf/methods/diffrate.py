@@ -72,7 +72,7 @@ class DiffRate(Method):
         index, ones = matching.places(tokens), torch.ones_like(view.scores, dtype=torch.float32)
         members = group_sums(index, ones, matching.kept.shape[1])
         return AssignmentReduction(
-            sizes=_grown(ones if view.sizes is None else view.sizes, matching, index, similarity),
+            sizes=_grown(view.masses, matching, index, similarity),
             kept=matching.kept, index=index, weight=mean_weights(index, ones, members),
         )  # fmt: skip
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ttf.methods.base import LayerView, Method
 from ttf.ops.attention import Wanted
-from ttf.ops.clustering import cluster_sums, distances, nearest_centre
+from ttf.ops.bipartite import group_sums
+from ttf.ops.clustering import distances, nearest_centre
 from ttf.ops.reduction import AssignmentReduction, behind_prefix
 
 Weights = Literal["equal", "sizes", "class"]
@@ -89,11 +90,10 @@ class DpcKnn(Method):
 
     def reduce(self, view: LayerView, keep: int) -> AssignmentReduction:
         """See ``Method.reduce``."""
-        x, prefix = view.x, view.prefix
-        sizes = torch.ones_like(x[..., 0], dtype=torch.float32) if view.sizes is None else view.sizes
+        x, prefix, sizes = view.x, view.prefix, view.masses
         centres, clusters = cluster_tokens(x[:, prefix:], keep - prefix, self.neighbours)
         index, mass = behind_prefix(clusters, prefix), self._mass(view, sizes)
-        weight = mass / (cluster_sums(mass, index, keep).gather(1, index) + SMALLEST_WEIGHT)
+        weight = mass / (group_sums(index, mass, keep).gather(1, index) + SMALLEST_WEIGHT)
         weight = torch.cat((torch.ones_like(weight[:, :prefix]), weight[:, prefix:]), dim=1)
-        merged, kept = cluster_sums(sizes, index, keep), behind_prefix(centres, prefix)
+        merged, kept = group_sums(index, sizes, keep), behind_prefix(centres, prefix)
         return AssignmentReduction(sizes=merged, kept=kept, index=index, weight=weight)

@@ -102,7 +102,7 @@ class Hourglass(Method):
         affinity, weights, centroids = cluster(x, grid, cells, self.iterations, self.temperature, self.window)
         back = reconstruction_weights(x, centroids, self.temperature, self.neighbours)
         shares = beside_prefix(affinity, prefix)
-        sizes = shares if view.sizes is None else shares * view.sizes.unsqueeze(1)
+        sizes = shares * view.masses.unsqueeze(1)
         return MatrixReduction(
             sizes=sizes.sum(-1), weights=beside_prefix(weights, prefix), back=beside_prefix(back, prefix), grid=cells
         )

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ttf.methods.base import LayerView, Method
 from ttf.ops.attention import Wanted
-from ttf.ops.clustering import cluster_sums, distances, nearest_centre
+from ttf.ops.bipartite import group_sums
+from ttf.ops.clustering import distances, nearest_centre
 from ttf.ops.reduction import SelectionReduction, behind_prefix
 
 Weights = Literal["equal", "class"]
@@ -124,6 +125,5 @@ class KMedoids(Method):
             weights = view.scores[:, prefix:]
         medoids, clusters = k_medoids(x[:, prefix:], keep - prefix, self.iterations, weights, self.first)
         kept, nearest = behind_prefix(medoids, prefix), behind_prefix(clusters, prefix)
-        sizes = torch.ones_like(x[..., 0], dtype=torch.float32) if view.sizes is None else view.sizes
-        sizes = cluster_sums(sizes, nearest, keep)
+        sizes = group_sums(nearest, view.masses, keep)
         return SelectionReduction(sizes=sizes, kept=kept, nearest=nearest, columns=x.shape[1])

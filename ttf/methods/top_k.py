@@ -18,8 +18,7 @@ def selection(view: LayerView, patches: Tensor) -> SelectionReduction:
     W is one-hot rows. Sizes are carried over unchanged.
     """
     kept = behind_prefix(patches, view.prefix)
-    sizes = view.x.new_ones(kept.shape).float() if view.sizes is None else view.sizes.gather(1, kept)
-    return SelectionReduction(sizes=sizes, kept=kept, columns=view.x.shape[1])
+    return SelectionReduction(sizes=view.masses.gather(1, kept), kept=kept, columns=view.x.shape[1])
 
 
 @dataclass(frozen=True)

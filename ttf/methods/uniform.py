@@ -37,9 +37,8 @@ class UniformPool(Method):
         cells = cells_for(grid, keep - view.prefix, self.cells)
         pool = pooling_matrix(grid, cells, view.x.device).expand(batch, -1, -1)
         weights = beside_prefix(pool, view.prefix)
-        before = view.x.new_ones(batch, tokens).float() if view.sizes is None else view.sizes
         shares = weights / weights.sum(1, keepdim=True)
-        return MatrixReduction(sizes=(shares * before.unsqueeze(1)).sum(-1), weights=weights, grid=cells)
+        return MatrixReduction(sizes=(shares * view.masses.unsqueeze(1)).sum(-1), weights=weights, grid=cells)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,3 @@ def nearest_centre(between: Tensor, centres: Tensor) -> Tensor:
     rows = between.gather(1, centres.unsqueeze(-1).expand(-1, -1, between.shape[2]))
     own = torch.arange(centres.shape[1], device=centres.device).expand_as(centres)
     return rows.argmin(dim=1).scatter(1, centres, own)
-
-
-def cluster_sums(values: Tensor, clusters: Tensor, m: int) -> Tensor:
-    """Sums of ``values`` (B, n) over the members of every cluster, by ``clusters`` (B, n) in [0, m): (B, m)."""
-    return values.new_zeros(values.shape[0], m).scatter_add(1, clusters, values)

@@ -127,12 +127,12 @@ def error_against_accuracy(curves: Curves, base: Mapping[str, Measured], path: P
 
     Args: see ``accuracy_against_gmacs``.
     """
-    names = models(curves)
+    names, styles = models(curves), _styles(curves)
     figure, grid = plt.subplots(1, len(names), figsize=(5.2 * len(names), 4.6), squeeze=False)
     for axes, model in zip(grid[0], names, strict=True):
         rows = _of_model(curves, model)
         for title, measured in rows.items():
-            style = {**_styles(curves)[title], "linestyle": "none"}
+            style = {**styles[title], "linestyle": "none"}
             axes.plot([m.value("class_token_error") for m in measured], [m.value("top1") for m in measured], **style)
         every = [m for measured in rows.values() for m in measured]
         rho = spearmanr([m.value("class_token_error") for m in every], [m.value("top1") for m in every]).statistic

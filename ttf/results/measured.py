@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ class Measured:
     row: Row
     store: Store
     skip: int = 0
+
+    def without(self, skip: int) -> Measured:
+        """The same row without the first ``skip`` images; itself, with what it has read, where nothing changes."""
+        return self if skip == self.skip else replace(self, skip=skip)
 
     @cached_property
     def images(self) -> dict[str, Tensor]:
@@ -89,21 +93,21 @@ def uncompressed(rows: Sequence[Measured], like: Measured) -> Measured:
     found = [m for m in rows if m.method.get("method") == "none" and m.comparable(like)]
     if not found:
         raise ValueError(f"{like.model} has no uncompressed row: run scripts/eval.py experiment=readings/none first")
-    return replace(found[0], skip=like.skip)
+    return found[0].without(like.skip)
 
 
 def nearest_tome(rows: Sequence[Measured], like: Measured) -> Measured | None:
     """ToMe as published (r tokens fewer in every block) at the nearest GMACs; None where there is no such row."""
     found = [m for m in rows if "fig4a_tome/tome" in m.row["experiments"] and m.comparable(like)]
     nearest = min(found, key=lambda m: abs(m.gmacs - like.gmacs), default=None)
-    return nearest and replace(nearest, skip=like.skip)
+    return nearest and nearest.without(like.skip)
 
 
 def halves(pairs: Sequence[tuple[str, Measured]]) -> list[tuple[str, Measured]]:
     """Rows of a study: those over a first part of the images as they are, those over all without that part."""
     limits = [m.row["config"]["limit"] for _, m in pairs]
     part = max((limit for limit in limits if limit), default=0)
-    return [(name, m if m.row["config"]["limit"] else replace(m, skip=part)) for name, m in pairs]
+    return [(name, m if m.row["config"]["limit"] else m.without(part)) for name, m in pairs]
 
 
 def reading(row: Measured) -> str:
@@ -126,6 +130,7 @@ def quoted(folder: str | Path, table: str) -> dict[str, dict[str, str]]:
         return {line["row"]: line for line in csv.DictReader(file)}
 
 
+@cache
 def title(experiments: Path, folder: str, name: str) -> str:
     """An experiment's line in tables and figures, from its file; its name where there is none."""
     path = experiments / folder / f"{name}.yaml"

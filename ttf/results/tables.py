@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from rich.console import Console
 from rich.table import Table
@@ -48,7 +49,7 @@ class Line:
     paper_top1: float | None = None
     paper_base: float = PAPER_BASE
 
-    @property
+    @cached_property
     def drop(self) -> tuple[float, tuple[float, float]]:
         """Points of top-1 lost, and the paired 95 % interval."""
         return top1_difference(self.base.images["top1"], self.measured.images["top1"])
