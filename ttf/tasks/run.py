@@ -72,7 +72,7 @@ class Run:
         """The images; few enough ones are decoded once for a whole sweep."""
         if len(self.data) > REMEMBERED_IMAGES or self.cfg.workers:
             return self.data
-        return Remembered(self.data, (self.set.digest(), tuple(self.data.indices), how))
+        return Remembered(self.data, (self.config["data"], tuple(self.data.indices), how))
 
     def _predict(self, model: nn.Module, how: Preprocessing, label: str) -> Predictions:
         return classification.predict(
@@ -105,13 +105,17 @@ class Run:
             self.reduction = self._calibrated(model)
         return model, how
 
+    def _images(self, positions: Sequence[int]) -> Tensor:
+        """The preprocessed images (B, 3, H, W) at ``positions`` of the shuffle, as far as there are so many."""
+        return torch.stack([self.set[self.data.indices[p]][0] for p in positions if p < len(self.data)])
+
     def _calibrated(self, model: nn.Module) -> dict[str, Any]:
         """Arguments of ``ttf.apply`` for a method whose matrices come from a pass over the first images."""
         assert self.reduction is not None
         options = dict(self.reduction.pop("calibrate"))
         count = options.pop("images")
-        images = torch.stack([self.set[index][0] for index in self.data.indices[:count]])
-        method = calibrate(model, [(part, None) for part in images.split(CALIBRATION_BATCH)], **options)
+        batches = [(images, None) for images in self._images(range(count)).split(CALIBRATION_BATCH)]
+        method = calibrate(model, batches, **options)
         return {**self.reduction, "method": method, "blocks": method.blocks}
 
     def photographs(self, positions: Sequence[int]) -> tuple[nn.Module, Tensor, Preprocessing]:
@@ -124,7 +128,7 @@ class Run:
         if outside:
             raise ValueError(f"no image at {outside}: there are {len(self.data)}, from 0 on (limit={self.cfg.limit})")
         model, how = self._load()
-        return model, torch.stack([self.set[self.data.indices[position]][0] for position in positions]), how
+        return model, self._images(positions), how
 
     def picture(self, path: Path, positions: Sequence[int]) -> None:
         """Fig. 5 for the images at ``positions`` of the shuffle: informative tokens and rows of W, as a PNG.
@@ -174,22 +178,20 @@ class Run:
         return f"{self.cfg.model.name}, {self.cfg.name or self.cfg.method.get('method')}, {self.cfg.ratio}"
 
     def _costs(self, model: nn.Module, how: Preprocessing) -> Row:
-        layers = [] if self.reduction is None else ttf.trace(model, self._samples(model, how))
+        samples = self._samples(model, how)
+        layers = [] if self.reduction is None else ttf.trace(model, samples)
         return {
-            "gmacs": self._gmacs(model, how), "params_m": ttf.measure.params_m(model),
+            "gmacs": fmean(ttf.measure.gmacs(model, how.input_size, image) for image in samples),
+            "params_m": ttf.measure.params_m(model),
             "tokens": [{"block": la.block, "tokens": (la.sizes > 0).sum(1).double().mean().item()} for la in layers],
-        }  # fmt: skip
+        }
 
     def _samples(self, model: Any, how: Preprocessing) -> Tensor:
         """What costs are counted on: one blank image, or some images where the number of tokens depends on these."""
         like = next(model.parameters())
         if self.reduction is None or not model.blocks.plan.method.adaptive:
             return torch.zeros(1, *how.input_size).to(like)
-        return torch.stack([self.set[index][0] for index in self.data.indices[:COUNTED_IMAGES]]).to(like)
-
-    def _gmacs(self, model: nn.Module, how: Preprocessing) -> float:
-        """Of one image, a mean over the samples."""
-        return fmean(ttf.measure.gmacs(model, how.input_size, image) for image in self._samples(model, how))
+        return self._images(range(COUNTED_IMAGES)).to(like)
 
     def _throughput(self, model: nn.Module, how: Preprocessing) -> Row | None:
         """Speed of the uncompressed and the compressed model, interleaved on synthetic images; None if switched off."""
