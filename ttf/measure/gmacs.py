@@ -23,7 +23,11 @@ def _pairwise_distances(a: Any, b: Any, *_: Any, **__: Any) -> int:
 
 
 # what torch's counter leaves out: distances always, its own fused attention on the CPU in torch 2.10
-UNCOUNTED = {torch.ops.aten._cdist_forward: _pairwise_distances, CPU_ATTENTION: _cpu_attention}
+UNCOUNTED = {
+    torch.ops.aten._cdist_forward: _pairwise_distances,  # few points
+    torch.ops.aten._euclidean_dist: _pairwise_distances,  # many points
+    CPU_ATTENTION: _cpu_attention,
+}
 UNCOUNTED = {operator: formula for operator, formula in UNCOUNTED.items() if operator not in flop_registry}
 
 
