@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -15,7 +15,8 @@ from rich.table import Table
 
 from ttf.building import build
 from ttf.measure.provenance import device_name
-from ttf.models.weights import EMBEDDED
+from ttf.models.download import published
+from ttf.models.weights import EMBEDDED, at_hand
 
 CORE = (
     "torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "pandas", "matplotlib", "scikit-learn", "rich",
@@ -60,27 +61,26 @@ def _dataset(cfg: DictConfig) -> Finding:
     try:
         data = build(cfg.task.data.imagenet)
     except ValueError as error:
-        cost = "task=cls on vit_*_augreg and deit_*: no accuracy (parameters, GMACs and speed still work)"
+        cost = "task=cls on all models but vit_mini: no accuracy (parameters, GMACs and speed still work)"
         return Finding("ImageNet", None, cost, str(error))
     return Finding("ImageNet", f"{len(data)} images in {data.folder}")
 
 
-def _hub_folder() -> Path:
-    default = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
-    return Path(os.environ.get("HF_HUB_CACHE", default))
-
-
-def _weights(model: DictConfig, local: str | None) -> Finding:
+def _remedy(model: DictConfig, downloads: str) -> str:
     if model.weights == "embedded":
-        path = EMBEDDED / f"{model.name}.safetensors"
-        remedy = f"python scripts/finetune.py experiment=mini/cls writes it; copy it to {path}"
-        return Finding(f"weights {model.name}", "embedded" if path.exists() else None, "make demo", remedy)
-    if local and (Path(local) / f"{model.network.model_name}.safetensors").is_file():
-        return Finding(f"weights {model.name}", f"in {local}")
-    folder = _hub_folder() / f"models--timm--{model.network.model_name}"
-    remedy = "downloaded at first use; offline: checkpoint=FILE with timm's keys"
-    cost = f"model={model.name} without a connection"
-    return Finding(f"weights {model.name}", str(folder) if folder.is_dir() else None, cost, remedy)
+        return f"python scripts/finetune.py experiment=mini/cls writes it; copy it to {EMBEDDED}"
+    by_hand = "checkpoint=FILE with timm's keys"
+    if model.weights == "official":
+        by_hand = published(model.name).by_hand(downloads)
+    return f"downloaded at first use; offline: {by_hand}"
+
+
+def _weights(model: DictConfig, local: str | None, downloads: str) -> Finding:
+    found = at_hand(model, local, downloads)
+    if found is not None:
+        return Finding(f"weights {model.name}", str(found))
+    cost = "make demo" if model.weights == "embedded" else f"model={model.name} without a connection"
+    return Finding(f"weights {model.name}", None, cost, _remedy(model, downloads))
 
 
 def _accelerator() -> Finding:
@@ -97,14 +97,15 @@ def _space(cfg: DictConfig) -> Finding:
 
 def examine(cfg: DictConfig) -> list[Finding]:
     """Look for packages, device, disk space, data and weights. ``cfg``: the composed config of ``scripts/eval.py``."""
-    models = sorted((Path(__file__).parents[1] / "configs" / "model").glob("*.yaml"))
+    files = sorted((Path(__file__).parents[1] / "configs" / "model").glob("*.yaml"))
+    models = [cast(DictConfig, OmegaConf.load(file)) for file in files]
     return [
         *(_package(name, "everything", "make setup") for name in CORE),
         *(_package(name, cost, "make setup EXTRAS=dev,sweep") for name, cost in OPTIONAL.items()),
         _accelerator(),
         _space(cfg),
         _dataset(cfg),
-        *(_weights(OmegaConf.load(path), cfg.paths.weights) for path in models),  # type: ignore[arg-type]
+        *(_weights(model, cfg.paths.weights, cfg.paths.downloads) for model in models),
     ]
 
 

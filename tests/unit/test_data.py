@@ -9,9 +9,10 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from timm.data import ImageNetInfo
 
 from ttf.data.files import atomic_write
-from ttf.data.imagenet import ImageNetFolder
+from ttf.data.imagenet import ImageNetFolder, Whole
 from ttf.data.scenes import SIDE, SceneClassification, compose, digit_split
 from ttf.data.transforms import preprocessing
 
@@ -90,6 +91,76 @@ def test_imagenet_errors_say_what_to_do(tmp_path):
     (tmp_path / "val" / "n01440764").rename(tmp_path / "val" / "cats")
     with pytest.raises(ValueError, match="cats .*are no ImageNet-1k classes"):
         ImageNetFolder(tmp_path)
+
+
+@pytest.fixture
+def extracted(tmp_path, monkeypatch):
+    """Maker of folders like ImageNet's own, with 2 (val) or 1 to 3 (train) empty files in each of the 1000 classes."""
+    monkeypatch.setattr("ttf.data.imagenet.WHOLE", {"val": Whole(2000, 2, 2), "train": Whole(2000, 1, 3)})
+
+    def make(split="val"):
+        for number, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names()):
+            (tmp_path / split / wnid).mkdir(parents=True)
+            for k in (2 * number + 1, 2 * number + 2):
+                name = f"ILSVRC2012_val_{k:08}.JPEG" if split == "val" else f"{wnid}_{k}.JPEG"
+                (tmp_path / split / wnid / name).touch()
+        return tmp_path / split
+
+    return make
+
+
+def test_the_whole_of_imagenet_is_accepted(extracted):
+    root = extracted().parent
+    data = ImageNetFolder(root)
+    assert len(data) == 2000
+    assert [(path.name, label) for path, label in data.samples[2:4]] == [
+        ("ILSVRC2012_val_00000003.JPEG", 1), ("ILSVRC2012_val_00000004.JPEG", 1)
+    ]  # fmt: skip
+    extracted("train")
+    assert len(ImageNetFolder(root, "train", complete=True)) == 2000
+
+
+def test_half_an_imagenet_is_noticed(extracted):
+    folder = extracted()
+    for wnid, files in (("n01440764", 1), ("n01443537", 2), ("n15075141", 2)):
+        for file in sorted((folder / wnid).iterdir())[:files]:
+            file.unlink()
+    (folder / "n15075141").rmdir()
+    with pytest.raises(ValueError, match="998 of 1000 classes and 1995 of 2000 images") as caught:
+        ImageNetFolder(folder.parent)
+    for part in (
+        "n01440764 (1 images), n01443537 (missing), n15075141 (missing)",
+        "++task.data.imagenet.complete=false",
+    ):
+        assert part in str(caught.value)
+    (folder / "n01443537").rmdir()
+    assert len(ImageNetFolder(folder.parent, complete=False)) == 1995
+
+
+def test_half_a_training_set_is_noticed(extracted):
+    folder = extracted("train")
+    (folder / "n01440764" / "n01440764_1.JPEG").unlink()
+    with pytest.raises(ValueError, match="1000 of 1000 classes and 1999 of 2000 images; extract it again"):
+        ImageNetFolder(folder.parent, "train")
+
+
+def test_what_comes_out_of_the_tar_has_to_be_sorted(tmp_path):
+    (tmp_path / "val").mkdir()
+    for number in range(3):
+        (tmp_path / "val" / f"ILSVRC2012_val_{number:08}.JPEG").touch()
+    with pytest.raises(ValueError, match=r"holds 3 images outside of class folders.*valprep\.sh in .*/val"):
+        ImageNetFolder(tmp_path)
+
+
+def test_other_sets_may_be_any_subset_unless_they_must_be_whole(tmp_path):
+    _imagenet(tmp_path)
+    assert len(ImageNetFolder(tmp_path)) == 4
+    with pytest.raises(ValueError, match="2 of 1000 classes and 4 of 50000 images"):
+        ImageNetFolder(tmp_path, complete=True)
+
+
+def test_the_photographs_are_a_subset(shared):
+    assert len(ImageNetFolder(shared / "data" / "nips17")) == 1000
 
 
 def test_digest_follows_the_files(tmp_path):

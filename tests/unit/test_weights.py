@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
 import pytest
+import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
+from ttf.building import build
+from ttf.doctor import examine
+from ttf.errors import MissingError
+from ttf.models import weights
 from ttf.models.weights import file_digest, fingerprint, load_model, load_strictly, read_checkpoint, save_weights
+
+SMALL = {"img_size": 32, "num_classes": 10, "width": 48, "heads": 3, "depth": 2}
+MAE = {"num_classes": 10, "img_size": 28, "patch_size": 14, "embed_dim": 32, "depth": 1, "num_heads": 2}
+TIMM = {"model_name": "vit_tiny_patch16_224", "img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3}
+DEFINITIONS = {
+    "lv_vit_s": {"_target_": "ttf.models.lv_vit.lv_vit_s", **SMALL, "stem_width": 16},
+    "t2t_vit_14": {"_target_": "ttf.models.t2t_vit.t2t_vit_14", **SMALL, "token_width": 16},
+    "t2t_vit_t_14": {"_target_": "ttf.models.t2t_vit.t2t_vit_t_14", **SMALL, "token_width": 16},
+    "ps_vit_b": {"_target_": "ttf.models.ps_vit.ps_vit_b_14", **SMALL},
+    "mae_vit_h": {"_target_": "ttf.models.mae.mae_vit_h14", **MAE},
+    "vit_mini": {"_target_": "ttf.models.vit_mini.vit_mini"},
+    "vit_ti_augreg": {"_target_": "timm.create_model", **TIMM},
+}
+LV_FILE = "lvvit_s-26M-224-83.3.pth.tar"
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def _config(name, **changes):
+    weights = "embedded" if name == "vit_mini" else "hub" if name == "vit_ti_augreg" else "official"
+    return OmegaConf.create({"name": name, "weights": weights, "network": {**DEFINITIONS[name], **changes}})
 
 
 @pytest.fixture
@@ -41,14 +72,41 @@ def test_truncated_files(tmp_path, network, suffix, keep):
         read_checkpoint(cut)
 
 
-def test_pickled_code_is_never_run(tmp_path):
+def test_pickled_code_is_never_run(tmp_path, capsys):
     class Evil:
         def __reduce__(self):
             return (print, ("ran",))
 
     torch.save({"model": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="evil.pth"):
+    with pytest.raises(ValueError, match=r"evil.pth holds more than tensors \(print\)"):
         read_checkpoint(tmp_path / "evil.pth")
+    assert "ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("core", ["numpy._core", "numpy.core"])  # numpy 2 and 1
+def test_training_checkpoints_with_options_and_numpy_numbers(tmp_path, network, core):
+    optimizer = torch.optim.AdamW(network.parameters())
+    network(torch.zeros(1, 4)).sum().backward()
+    optimizer.step()
+    content = {
+        "epoch": 299, "arch": "t2t_vit_14", "state_dict": network.state_dict(), "optimizer": optimizer.state_dict(),
+        "args": Namespace(lr=np.float64(1e-3), opt="adamw", betas=[0.9, np.float32(0.999)], model_ema=True),
+        "metric": np.float64(81.5), "best_epoch": np.int64(298), "amp_scaler": {"scale": 65536.0},
+    }  # fmt: skip
+    torch.save(content, tmp_path / "w.pth.tar", _use_new_zipfile_serialization=False)
+    written = (tmp_path / "w.pth.tar").read_bytes()
+    (tmp_path / "w.pth.tar").write_bytes(written.replace(b"numpy._core.", f"{core}.".encode()))
+    tensors, _ = read_checkpoint(tmp_path / "w.pth.tar")
+    assert all(torch.equal(value, tensors[key]) for key, value in network.state_dict().items())
+
+
+def test_averaged_weights_are_preferred_where_the_authors_evaluate_them(tmp_path, network):
+    averaged, plain = {"a": torch.ones(1)}, {"module.a": torch.zeros(1)}
+    torch.save({"model": plain, "state_dict": plain, "state_dict_ema": averaged}, tmp_path / "w.pth")
+    assert read_checkpoint(tmp_path / "w.pth")[0]["a"] == 1
+    assert read_checkpoint(tmp_path / "w.pth", prefer=("state_dict", "bare"))[0]["a"] == 0
+    torch.save({"state_dict_ema": None, "state_dict": {"state_dict": averaged}}, tmp_path / "w.pth")
+    assert read_checkpoint(tmp_path / "w.pth")[0]["a"] == 1
 
 
 def test_a_missing_file(tmp_path):
@@ -117,6 +175,7 @@ def test_mean_and_std_of_a_checkpoint_take_precedence(tmp_path):
 
 
 def test_no_connection_is_one_clear_error(monkeypatch):
+    monkeypatch.setattr(weights, "_unreachable", [])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     network = {"_target_": "timm.create_model", "model_name": "vit_tiny_patch16_224.augreg_in21k_ft_in1k"}
     config = OmegaConf.create({"name": "vit_ti_augreg", "weights": "hub", "network": network})
@@ -124,12 +183,123 @@ def test_no_connection_is_one_clear_error(monkeypatch):
         load_model(config)
 
 
-def test_a_folder_of_weights_comes_before_the_hub(tmp_path):
-    import timm
+def test_an_absent_hub_is_asked_once(monkeypatch):
+    asked = []
 
+    def absent(network, **_):
+        asked.append(network.model_name)
+        raise LocalEntryNotFoundError("cannot find the requested files") from ConnectionError("no such host")
+
+    monkeypatch.setattr(weights, "_unreachable", [])
+    monkeypatch.setattr(weights, "build", absent)
+    for tag in ("vit_tiny_patch16_224", "vit_small_patch16_224"):
+        config = OmegaConf.create({"name": tag, "weights": "hub", "network": {"model_name": tag}})
+        with pytest.raises(MissingError, match=rf"{tag} could not be downloaded \(ConnectionError: no such host\)"):
+            load_model(config)
+    assert asked == ["vit_tiny_patch16_224"]
+
+
+def test_a_folder_of_weights_comes_before_the_hub(tmp_path):
     torch.manual_seed(1)
     small = {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3}
     save_weights(timm.create_model("vit_tiny_patch16_224", **small), tmp_path / "vit_tiny_patch16_224.safetensors")
     network = {"_target_": "timm.create_model", "model_name": "vit_tiny_patch16_224", **small}
     config = OmegaConf.create({"name": "vit_ti_augreg", "weights": "hub", "network": network})
     assert len(load_model(config, folder=tmp_path).blocks) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"img_size": 48}, "made for 48x48 images (10 tokens), the model for 32x32 (5 tokens)"),
+        ({"num_classes": 21843}, "has 21843 classes, the model 1000"),
+        ({"patch_size": 8}, "file.pth has patches of 8 pixels, the model of 16; other shape"),
+        ({"embed_dim": 96}, "is of another architecture than the model"),
+    ],
+)
+def test_another_size_says_which(changes, said):
+    model = timm.create_model(**TIMM)
+    other = timm.create_model(**{**TIMM, **changes})
+    with pytest.raises(ValueError, match="file.pth .*other shape") as caught:
+        load_strictly(model, other.state_dict(), "file.pth")
+    assert said in str(caught.value)
+
+
+def test_another_number_of_sampled_points():
+    model, other = (build(_config("ps_vit_b", count=count).network) for count in (2, 3))
+    with pytest.raises(ValueError, match="samples 9 points, the model 4"):
+        load_strictly(model, other.state_dict(), "file.pth")
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+@pytest.mark.parametrize("write", [save_weights, lambda model, path: torch.save({"model": model.state_dict()}, path)])
+def test_what_is_saved_comes_back_bit_by_bit(tmp_path, stir, name, write):
+    config = _config(name)
+    model = stir(build(config.network))
+    path = tmp_path / ("w.safetensors" if write is save_weights else "w.pth")
+    write(model, path)
+    loaded = load_model(config, path)
+    assert list(loaded.state_dict()) == list(model.state_dict())
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("where", ["folder", "downloads"])
+def test_an_official_file_is_found_and_remembered(tmp_path, where):
+    config = _config("lv_vit_s")
+    model = build(config.network)
+    torch.save({"state_dict_ema": {}, "state_dict": model.state_dict(), "args": Namespace(lr=1)}, tmp_path / LV_FILE)
+    (tmp_path / "empty").mkdir()
+    places = {"folder": tmp_path / "empty", "downloads": tmp_path / "empty", where: tmp_path}
+    assert fingerprint(load_model(config, **places)) == fingerprint(model)
+    torch.save(model.state_dict(), tmp_path / LV_FILE)
+    with pytest.raises(ValueError, match=f"{LV_FILE} is tampered or damaged.*checkpoint="):
+        load_model(config, **places)
+
+
+def test_a_folder_that_cannot_be_written_may_hold_official_files(tmp_path, monkeypatch):
+    config = _config("lv_vit_s")
+    torch.save(build(config.network).state_dict(), tmp_path / LV_FILE)
+
+    def refuse(*_):
+        raise ValueError("cannot write")
+
+    monkeypatch.setattr("ttf.models.download.atomic_write", refuse)
+    load_model(config, folder=tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [LV_FILE]
+
+
+def test_official_weights_without_a_connection(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("ttf.models.download.urlopen", offline)
+    with pytest.raises(ValueError, match=rf"cannot be reached.*by hand from https.* put it at {tmp_path}/{LV_FILE}"):
+        load_model(_config("lv_vit_s"), downloads=tmp_path)
+    with pytest.raises(ValueError, match=r"no weights of lv_vit_s: fetch it by hand .*checkpoint=FILE"):
+        load_model(_config("lv_vit_s"))
+
+
+def test_mae_takes_fine_tuned_files_alone(tmp_path):
+    config = _config("mae_vit_h")
+    state = build(config.network).state_dict()
+    torch.save({"model": {**state, "mask_token": torch.zeros(1, 1, 32)}}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="pre-trained MAE.*mae_finetuned_vit_huge.pth"):
+        load_model(config, tmp_path / "w.pth")
+
+
+def test_the_doctor_lists_all_models_and_how_to_get_their_weights(tmp_path):
+    from hydra import compose, initialize_config_dir
+
+    (tmp_path / LV_FILE).write_bytes(b"")
+    half = tmp_path / "imagenet" / "val" / "n01440764"
+    half.mkdir(parents=True)
+    (half / "ILSVRC2012_val_00000293.JPEG").write_bytes(b"")
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        places = [f"paths.{name}={tmp_path}/{name}" for name in ("imagenet", "downloads")]
+        findings = {f.what: f for f in examine(compose("eval", [*places, f"paths.weights={tmp_path}"]))}
+    assert {f"weights {file.stem}" for file in (CONFIGS / "model").glob("*.yaml")} <= findings.keys()
+    assert findings["weights lv_vit_s"].found == str(tmp_path / LV_FILE)
+    missing = findings["weights t2t_vit_14"]
+    assert missing.found is None
+    assert f"put it at {tmp_path}/downloads/81.5_T2T_ViT_14.pth.tar" in missing.remedy
+    assert "1 of 1000 classes and 1 of 50000 images" in findings["ImageNet"].remedy

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,14 @@ from PIL import Image, UnidentifiedImageError
 from timm.data import ImageNetInfo
 from torch.utils.data import Dataset
 
+from ttf.errors import MissingError
+
 SUFFIXES = {".jpeg", ".jpg", ".png"}
+VAL_NAME = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
+TRAIN_NAME = re.compile(r"n\d{8}_\d+\.JPEG")
+CLASSES = 1000
+SHOWN = 4
+VALPREP = "https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh"
 TREE = "expected ROOT/val/<wnid>/*.JPEG, for example ROOT/val/n01440764/ILSVRC2012_val_00000293.JPEG"
 
 
@@ -38,11 +48,67 @@ def _labels() -> dict[str, int]:
     return {wnid: label for label, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}
 
 
-def _files(folder: Path) -> list[Path]:
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ValueError(f"the class folder {folder} is empty: extract the data set again, or remove the folder")
-    return files
+@dataclass(frozen=True)
+class Whole:
+    """What a complete set has: images in all, and the fewest and the most of a class."""
+
+    images: int
+    fewest: int
+    most: int
+
+
+WHOLE = {"val": Whole(50_000, 50, 50), "train": Whole(1_281_167, 732, 1300)}
+
+
+def _listing(folder: Path) -> tuple[list[str], list[str]]:
+    """Sorted names of the sub-folders and of the images in ``folder``."""
+    folders, images = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                images.append(entry.name)
+            elif entry.is_dir():
+                folders.append(entry.name)
+    return sorted(folders), sorted(images)
+
+
+def _of_classes(folder: Path) -> dict[str, list[str]]:
+    """Names of the images by WordNet id. Raises ``ValueError`` for another layout or an unknown class."""
+    folders, loose = _listing(folder)
+    flat = sum(VAL_NAME.fullmatch(name) is not None for name in loose)
+    if flat:
+        raise ValueError(
+            f"{folder} holds {flat} images outside of class folders, as they come out of the tar: move them into "
+            f"folders by class, for example by running {VALPREP} in {folder}; {TREE}"
+        )
+    unknown = [name for name in folders if name not in _labels()]
+    if unknown or not folders:
+        what = f"{', '.join(unknown[:SHOWN])} in {folder} are no ImageNet-1k classes" if unknown else "no classes"
+        raise ValueError(f"{what}: {TREE}")
+    return {name: _listing(folder / name)[1] for name in folders}
+
+
+def _kind(images: dict[str, list[str]], split: str) -> str | None:
+    """Which of ImageNet's own sets the files are from, by their names: "val", "train" or None."""
+    patterns = {"val": VAL_NAME} | ({"train": TRAIN_NAME} if split == "train" else {})
+    for kind, pattern in patterns.items():
+        if any(pattern.fullmatch(name) for names in images.values() for name in names):
+            return kind
+    return None
+
+
+def _check_whole(images: dict[str, list[str]], whole: Whole, folder: Path) -> None:
+    counts = {wnid: len(images.get(wnid, ())) for wnid in _labels()}
+    off = [wnid for wnid, count in counts.items() if not whole.fewest <= count <= whole.most]
+    total, present = sum(counts.values()), sum(count > 0 for count in counts.values())
+    if not off and total == whole.images:
+        return
+    shown = [f"{wnid} ({f'{counts[wnid]} images' if counts[wnid] else 'missing'})" for wnid in off[:SHOWN]]
+    which = f", for example {', '.join(shown)}" if shown else ""
+    raise ValueError(
+        f"ImageNet in {folder} is not complete: it has {present} of {CLASSES} classes and {total} of {whole.images} "
+        f"images{which}; extract it again, or set ++task.data.imagenet.complete=false to use it as a subset"
+    )
 
 
 class ImageNetFolder(Dataset[tuple[Any, int]]):
@@ -50,25 +116,34 @@ class ImageNetFolder(Dataset[tuple[Any, int]]):
 
     Args:
         root: folder of the data set.
-        split: sub-folder, "val".
+        split: sub-folder, "val" or "train".
         transform: from a PIL image to a tensor.
+        complete: whether all images of ImageNet's set must be there; None: where files have its names, such as
+            ILSVRC2012_val_00000293.JPEG.
 
     Raises:
-        ValueError: no such folder, no class folder in it, an unknown class, an empty class folder.
+        MissingError: no such folder.
+        ValueError: no class folder in it, an unknown class, an empty class folder, images outside of
+            class folders, or a set that is not complete.
     """
 
     def __init__(
-        self, root: str | Path, split: str = "val", transform: Callable[[Image.Image], Any] | None = None
-    ) -> None:
+        self, root: str | Path, split: str = "val", transform: Callable[[Image.Image], Any] | None = None,
+        complete: bool | None = None,
+    ) -> None:  # fmt: skip
         self.folder, self.transform = Path(root) / split, transform
         if not self.folder.is_dir():
-            raise ValueError(f"no ImageNet at {self.folder}: set paths.imagenet=ROOT; {TREE}")
-        known, folders = _labels(), sorted(f for f in self.folder.iterdir() if f.is_dir())
-        unknown = [f.name for f in folders if f.name not in known]
-        if unknown or not folders:
-            what = f"{', '.join(unknown[:4])} in {self.folder} are no ImageNet-1k classes" if unknown else "no classes"
-            raise ValueError(f"{what}: {TREE}")
-        self.samples = [(file, known[folder.name]) for folder in folders for file in _files(folder)]
+            raise MissingError(f"no ImageNet at {self.folder}: set paths.imagenet=ROOT; {TREE}")
+        images = _of_classes(self.folder)
+        kind = _kind(images, split) if complete is None else "train" if split == "train" else "val"
+        if complete is not False and kind is not None:
+            _check_whole(images, WHOLE[kind], self.folder)
+        empty = [name for name, files in images.items() if not files]
+        if empty:
+            where = self.folder / empty[0]
+            raise ValueError(f"the class folder {where} is empty: extract the data set again, or remove the folder")
+        labels = _labels()
+        self.samples = [(self.folder / wnid / file, labels[wnid]) for wnid, files in images.items() for file in files]
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -106,5 +106,9 @@ class ClassTokenModel(nn.Module):
         """Logits (B, classes) of tokens after the last norm."""
         return self.head(tokens[:, 0])
 
+    def get_classifier(self) -> nn.Module:
+        """The head on the class token, under timm's name."""
+        return self.head
+
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
