@@ -10,9 +10,10 @@ WEIGHTS ?= $(wildcard $(SHARED)/weights)
 
 comma := ,
 MODEL ?= deit_s
+COSTS ?=  # of tables 1 and 2; on a GPU: batch=[256] dtype=bfloat16 modes=[eager,compiled]
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint doctor readings table1 table6 table7 table8 study curves fig2 fig4a fig5 matrices speed clean .sweep-readings .sweep-table6 .sweep-table7 .sweep-table8 .sweep-study .sweep-curves
+.PHONY: help setup demo test lint doctor readings table1 table2 table6 table7 table8 study curves fig2 fig4a fig5 matrices speed clean .sweep-readings .sweep-table6 .sweep-table7 .sweep-table8 .sweep-study .sweep-curves
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,7 +38,7 @@ lint: setup ## ruff and mypy
 	$(VENV)/bin/mypy
 
 doctor: setup ## what is installed, what data and weights are found, what each missing thing costs
-	$(PY) scripts/doctor.py paths.imagenet=$(IMAGENET) $(if $(WEIGHTS),paths.weights=$(WEIGHTS))
+	$(PY) scripts/doctor.py $(PLACES)
 
 # Experiments run at one of three scales: tiny (real weights, photographs), mini (embedded, offline), paper (ImageNet).
 scale ?= tiny
@@ -49,7 +50,8 @@ HALF_mini := 150
 HALF_tiny := 500
 HALF_paper := 25000
 HALF := $(HALF_$(scale))
-DATA := $(if $(filter mini,$(scale)),task.data.scenes.length=300,paths.imagenet=$(IMAGENET) $(if $(WEIGHTS),paths.weights=$(WEIGHTS)))
+PLACES := paths.imagenet=$(IMAGENET) $(if $(WEIGHTS),paths.weights=$(WEIGHTS))
+DATA := $(if $(filter mini,$(scale)),task.data.scenes.length=300,$(PLACES))
 EVAL := $(PY) scripts/eval.py -m model=$(MODELS) $(DATA) throughput.batch_size=0
 READINGS := method=paper,best_reading
 RATIOS ?= 0.3,0.45,0.6,0.7,0.8,0.9
@@ -139,9 +141,17 @@ matrices: setup ## the W of each method side by side
 speed: setup ## speed of every method in one interleaved run (MODEL=deit_s)
 	$(PY) scripts/benchmark.py model=$(MODEL) --config-name=speed
 
-table1: setup ## Table 1, training-free rows, on IMAGENET with weights from WEIGHTS or the hub; skips what is done
-	$(PY) scripts/eval.py -m 'experiment=glob(table1/*)' paths.imagenet=$(IMAGENET) $(if $(WEIGHTS),paths.weights=$(WEIGHTS))
-	$(PY) scripts/table.py table=table1
+define zoo
+$(PY) scripts/benchmark.py --config-name=costs table=$@ $(COSTS)
+$(PY) scripts/eval.py -m 'experiment=glob($@/*)' on_missing=skip throughput.batch_size=0 $(PLACES)
+$(PY) scripts/table.py table=$@ $(PLACES)
+endef
+
+table1: setup ## Table 1: costs on any machine, accuracy where ImageNet and weights are found; skips what is done
+	$(zoo)
+
+table2: setup ## Table 2: the same for T2T-ViT, PS-ViT and LV-ViT
+	$(zoo)
 
 clean: ## remove logs and caches, not results
 	rm -rf outputs multirun .pytest_cache .ruff_cache .mypy_cache .hypothesis

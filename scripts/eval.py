@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
 from ttf import cli
+from ttf.errors import MissingError
 from ttf.results.report import log_row, print_row
 from ttf.results.store import write_json
 from ttf.tasks.run import execute
@@ -15,7 +17,13 @@ from ttf.tasks.run import execute
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval")
 def main(cfg: DictConfig) -> None:
-    row = execute(cfg)
+    try:
+        row = execute(cfg)
+    except MissingError as error:
+        if cfg.on_missing != "skip":
+            raise
+        print(f"skipped {cfg.name or cfg.model.name}: {error}", file=sys.stderr)
+        return
     print_row(row)
     log_row(row, cfg.logger)
     if cfg.out:

@@ -115,6 +115,12 @@ def remove(model: nn.Module) -> nn.Module:
     return model
 
 
+def plan(model: nn.Module) -> Plan | None:
+    """How ``model`` is compressed: its method, schedule and host; None where it is not."""
+    stack = _stack(model)
+    return None if stack is None else stack.plan
+
+
 @contextmanager
 def applied(model: nn.Module, *args: Any, **kwargs: Any) -> Iterator[nn.Module]:
     """``apply`` for the length of a ``with`` block; afterwards the model is as it was, compressed or not."""

@@ -39,12 +39,14 @@ def test_operators_import_torch_alone():
         assert not [name for name in imports if not name.startswith(allowed)], file
 
 
-@pytest.mark.parametrize("experiment", sorted((ROOT / "configs" / "experiment").glob("*/*_*.yaml")))
+@pytest.mark.parametrize("experiment", sorted((ROOT / "configs" / "experiment").glob("*/*.yaml")), ids=lambda f: f.stem)
 def test_every_experiment_composes(experiment):
     from hydra import compose, initialize_config_dir
 
     name = f"{experiment.parent.name}/{experiment.stem}"
+    trained, embedded = "finetune" in name, name.startswith("mini/")  # the latter are for training alone
+    scripts = ["finetune"] * (trained or embedded) + ["eval"] * (not embedded)
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = compose("eval", [f"experiment={name}"])
-    assert cfg.name == name
+        composed = [compose(script, [f"experiment={name}"]) for script in scripts]
+    assert composed and all(cfg.name == name for cfg in composed)
     assert f"experiment={name}" in experiment.read_text()  # the command stands in its header

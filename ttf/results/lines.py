@@ -75,6 +75,16 @@ def lines_by_heading(folder: str, models: Sequence[str] | None, sources: Sources
     return groups
 
 
+def accuracy_of(runs: str, folder: str) -> dict[str, tuple[Measured, Measured]]:
+    """FOLDER/NAME to its row of accuracy and that of the uncompressed model; of several rows the one on most images."""
+    rows = read(runs)
+    found: dict[str, Measured] = {}
+    for name, m in of_experiment(rows, folder):
+        if name not in found or m.count > found[name].count:
+            found[name] = m
+    return {f"{folder}/{name}": (m, uncompressed(rows, m)) for name, m in found.items()}
+
+
 def curves_of(models: Sequence[str] | None, sources: Sources) -> tuple[dict[str, list[Measured]], dict[str, Measured]]:
     """The rows of all methods over their budgets: title to rows, and the uncompressed row by model.
 

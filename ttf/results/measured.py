@@ -91,6 +91,7 @@ def of_experiment(rows: Sequence[Measured], folder: str) -> list[tuple[str, Meas
 def uncompressed(rows: Sequence[Measured], like: Measured) -> Measured:
     """The uncompressed row to compare with. Raises ``ValueError`` where it has not been measured."""
     found = [m for m in rows if m.method.get("method") == "none" and m.comparable(like)]
+    found.sort(key=lambda m: m.row["config"].get("checkpoint") is not None)  # the model's own weights before others
     if not found:
         raise ValueError(f"{like.model} has no uncompressed row: run scripts/eval.py experiment=readings/none first")
     return found[0].without(like.skip)
@@ -123,11 +124,20 @@ def reading(row: Measured) -> str:
 
 def quoted(folder: str | Path, table: str) -> dict[str, dict[str, str]]:
     """What the paper prints, by name of the experiment: ``FOLDER/TABLE.csv``; nothing where it prints nothing."""
+    return {line["row"]: line for line in _csv(folder, table)}
+
+
+def printed_lines(folder: str | Path, table: str) -> list[dict[str, str]]:
+    """A table that the paper prints line by line, with peers' lines among ours; none where it prints no such table."""
+    return [line for line in _csv(folder, table) if "model" in line]
+
+
+def _csv(folder: str | Path, table: str) -> list[dict[str, str]]:
     path = Path(folder) / f"{table}.csv"
     if not path.is_file():
-        return {}
+        return []
     with path.open(newline="") as file:
-        return {line["row"]: line for line in csv.DictReader(file)}
+        return list(csv.DictReader(file))
 
 
 @cache

@@ -93,11 +93,15 @@ class Store:
         write_json(self.path(row["id"]), row)
         return row
 
+    def forget(self, name: str) -> None:
+        """Drop the note of a run that could not begin."""
+        self.path(name, "started").unlink(missing_ok=True)
+
     def fail(self, name: str, config: Row, error: BaseException) -> None:
         """Record a failure with its traceback."""
         text = "".join(traceback.format_exception(error))
         write_json(self.path(name, "failed"), {"config": config, "error": str(error), "traceback": text})
-        self.path(name, "started").unlink(missing_ok=True)
+        self.forget(name)
 
     def rows(self) -> list[Row]:
         """All finished rows, ordered by name."""

@@ -19,16 +19,19 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import ttf
+from ttf import api
 from ttf.building import build
 from ttf.calibration import calibrate
 from ttf.data.files import atomic_write
 from ttf.data.subset import ImageSet, Remembered, Shuffled
 from ttf.data.transforms import Preprocessing, preprocessing
+from ttf.errors import MissingError
 from ttf.measure.provenance import provenance
 from ttf.models.weights import file_digest, fingerprint, load_model
 from ttf.results.store import Row, Store, signature
 from ttf.stack import shallow_twin
 from ttf.tasks import classification
+from ttf.tasks.availability import trained_weights
 from ttf.tasks.classification import Predictions
 from ttf.tasks.options import check_pair, pick_device, pick_dtype, reduction
 
@@ -39,6 +42,16 @@ CALIBRATION_BATCH = 16
 COUNTED_IMAGES = 16  # where the number of tokens depends on the image, GMACs are a mean over so many
 
 
+def _checkpoint(cfg: DictConfig) -> Path | None:
+    """The file of weights that the config names, or the one that fine-tuning left; None: the model's own weights."""
+    if cfg.checkpoint or not cfg.finetuned:
+        return Path(cfg.checkpoint) if cfg.checkpoint else None
+    path = trained_weights(cfg)
+    if not path.is_file():
+        raise MissingError(f"no fine-tuned weights at {path}: run scripts/finetune.py experiment={cfg.name} first")
+    return path
+
+
 class Run:
     """One evaluation. Cheap to make: nothing is loaded before ``measure``.
 
@@ -46,12 +59,13 @@ class Run:
         cfg: the composed config of ``scripts/eval.py``.
 
     Raises:
-        ValueError: task and model do not fit, or the data set is not there.
+        ValueError: task and model do not fit, or the data set or fine-tuned weights are not there.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
         check_pair(cfg)
         self.cfg, self.device = cfg, pick_device(cfg.device)
+        self.checkpoint = _checkpoint(cfg)
         self.dtype, self.reduction = pick_dtype(cfg.dtype), reduction(cfg)
         self.set: ImageSet = build(cfg.task.data[cfg.task.dataset])
         self.data = Shuffled(self.set, cfg.limit, cfg.seed)
@@ -65,7 +79,7 @@ class Run:
         chosen["method"] = {name: value for name, value in chosen["method"].items() if value is not None}
         chosen["task"] = {"name": self.cfg.task.name, "dataset": self.cfg.task.dataset}
         chosen["data"] = self.set.digest()
-        chosen["checkpoint"] = file_digest(Path(self.cfg.checkpoint)) if self.cfg.checkpoint else None
+        chosen["checkpoint"] = file_digest(self.checkpoint) if self.checkpoint else None
         return chosen
 
     def _items(self, how: Preprocessing) -> Dataset[Any]:
@@ -98,7 +112,7 @@ class Run:
 
     def _load(self) -> tuple[nn.Module, Preprocessing]:
         """The model with its weights, and its preprocessing, which the data set takes on."""
-        model = load_model(self.cfg.model, self.cfg.checkpoint, self.cfg.paths.weights)
+        model = load_model(self.cfg.model, self.checkpoint, self.cfg.paths.weights, self.cfg.paths.downloads)
         how = preprocessing(model)
         self.set.transform = how.build()
         if self.reduction and "calibrate" in self.reduction:
@@ -186,10 +200,10 @@ class Run:
             "tokens": [{"block": la.block, "tokens": (la.sizes > 0).sum(1).double().mean().item()} for la in layers],
         }
 
-    def _samples(self, model: Any, how: Preprocessing) -> Tensor:
+    def _samples(self, model: nn.Module, how: Preprocessing) -> Tensor:
         """What costs are counted on: one blank image, or some images where the number of tokens depends on these."""
-        like = next(model.parameters())
-        if self.reduction is None or not model.blocks.plan.method.adaptive:
+        like, plan = next(model.parameters()), api.plan(model)
+        if plan is None or not plan.method.adaptive:
             return torch.zeros(1, *how.input_size).to(like)
         return self._images(range(COUNTED_IMAGES)).to(like)
 
@@ -221,6 +235,9 @@ def execute(cfg: DictConfig) -> Row:
     store.begin(run.name, run.config)
     try:
         row = run.measure()
+    except MissingError:
+        store.forget(run.name)
+        raise
     except Exception as error:
         store.fail(run.name, run.config, error)
         raise

@@ -1,106 +1,156 @@
-"""Speed of several methods in one interleaved run, beside what their multiply-accumulates promise."""
+"""Cost of several methods in one interleaved run: speed beside what the multiply-accumulates promise, memory."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Set
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose
-from omegaconf import DictConfig
-from torch import nn
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
 
 import ttf
+from ttf import api
 from ttf.building import build
-from ttf.data.files import atomic_write
 from ttf.data.transforms import preprocessing
+from ttf.measure.memory import peak_mib
 from ttf.measure.provenance import provenance
+from ttf.results.speed import Row
+from ttf.results.store import signature
 from ttf.stack import shallow_twin
-from ttf.tasks.options import pick_device, pick_dtype, reduction
+from ttf.tasks.contest import BASE, Contest, Contestant, contests
+from ttf.tasks.options import pick_device, pick_dtype
 
-BASE = "uncompressed"
-Row = dict[str, Any]
-
-
-def contestants(cfg: DictConfig) -> dict[str, dict[str, Any]]:
-    """Title to arguments of ``ttf.apply``: the configured method, or the experiments that ``cfg.experiments`` names.
-
-    Raises:
-        ValueError: nothing is compressed (method=none).
-    """
-    if not cfg.experiments:
-        options = reduction(cfg)
-        if options is None:
-            raise ValueError("method=none compresses nothing: choose a method")
-        return {f"{cfg.method.get('method') or 'method'}, ratio {cfg.ratio}": options}
-    found: dict[str, dict[str, Any]] = {}
-    for words in cfg.experiments:
-        name, *overrides = words.split()
-        chosen = compose("eval", [f"model={cfg.model.name}", f"experiment={name}", *overrides])
-        options = reduction(chosen)
-        if options is None or "calibrate" in options:
-            raise ValueError(f"experiment {name} cannot be timed: it compresses nothing, or needs images to calibrate")
-        found[" ".join([chosen.title or name, *overrides])] = options
-    return found
+MODES = ("eager", "compiled")
+LARGEST_BATCH = 16
+GMACS_PER_BATCH = 75.0  # about a second of two CPU cores: batch 16 of DeiT-S, 1 of ViT-H
 
 
-def _row(cfg: DictConfig, title: str, batch: int, macs: dict[str, float], speed: ttf.measure.Speed) -> Row:
-    possible = macs[BASE] / macs[title]
+def _batch_for(gmacs: float) -> int:
+    """A power of two of images that makes a forward pass long enough to time, and not longer."""
+    batch = LARGEST_BATCH
+    while batch > 1 and batch * gmacs > GMACS_PER_BATCH:
+        batch //= 2
+    return batch
+
+
+def _tokens_alone(model: nn.Module, images: Tensor) -> float:
+    """GMACs of the same numbers of tokens without the method's own arithmetic: tokens dropped at random."""
+    plan = api.plan(model)
+    if plan is None:
+        return ttf.measure.gmacs(model, images.shape, images)
+    with ttf.applied(shallow_twin(model), "random_pruning", schedule=plan.schedule) as dropping:
+        return ttf.measure.gmacs(dropping, images.shape, images)
+
+
+def _ready(model: nn.Module, mode: str, images: Tensor) -> nn.Module:
+    """The model as it is timed. Raises ``ValueError`` where it cannot be compiled here."""
+    if mode == "eager":
+        return model
+    compiled: Any = torch.compile(model, dynamic=False)
+    try:
+        with torch.inference_mode():
+            compiled(images)
+    except Exception as error:  # dynamo, inductor and the compilers that they call raise many
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ValueError(f"torch.compile fails here ({reason}): leave out modes=[compiled]") from error
+    return compiled
+
+
+class _Timing:
+    """One contest on one device."""
+
+    def __init__(self, cfg: DictConfig, contest: Contest, device: torch.device, known: dict[str, Any]) -> None:
+        self.cfg, self.contest, self.device, self.known = cfg, contest, device, known
+        self.dtype = pick_dtype(cfg.dtype)
+
+    def settings(self, batch: int | None, mode: str) -> str:
+        """What rows of this contest have in common: the same contest again gives the same."""
+        ways = [[c.title, str(c.options), c.experiments] for c in self.contest.contestants]
+        place = [self.known["device"], self.known["versions"]["torch"], self.cfg.dtype, batch, mode]
+        return signature({"network": OmegaConf.to_container(self.contest.model.network), "ways": ways, "place": place})
+
+    def runs(self) -> list[tuple[int | None, str]]:
+        """Pairs (batch size or None to choose it, mode)."""
+        return [(batch, mode) for mode in self.cfg.modes for batch in (self.cfg.batch or [None])]
+
+    def _models(self) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
+        torch.manual_seed(self.cfg.seed)
+        model = build(self.contest.model.network).eval().to(self.device, self.dtype)
+        ways = {c.title: shallow_twin(model) for c in self.contest.contestants}
+        for c in self.contest.contestants:
+            if c.options is not None:
+                ttf.apply(ways[c.title], **c.options)
+        return ways, preprocessing(model).input_size
+
+    def rows(self, skip: Set[str]) -> Iterator[Row]:
+        """Measure whatever is not in ``skip``, settings of earlier contests; weights are random."""
+        wanted = [(batch, mode) for batch, mode in self.runs() if self.settings(batch, mode) not in skip]
+        if not wanted:
+            return
+        models, size = self._models()
+        for batch, mode in wanted:
+            count = batch or _batch_for(ttf.measure.gmacs(models[BASE], size))
+            images = torch.randn(count, *size).to(self.device, self.dtype)
+            common = {"batch": count, "mode": mode, "settings": self.settings(batch, mode)}
+            for row in self._measured(models, images, mode):
+                yield {**row, **common, **self._place()}
+
+    def _measured(self, models: dict[str, nn.Module], images: Tensor, mode: str) -> Iterator[Row]:
+        # counted on the timed images: the number of tokens may depend on these
+        shape, count = images.shape, images.shape[0]
+        macs = {title: ttf.measure.gmacs(m, shape, images) / count for title, m in models.items()}
+        alone = {title: _tokens_alone(m, images) / count for title, m in models.items()}
+        ready = {title: _ready(m, mode, images) for title, m in models.items()}
+        peaks = {title: peak_mib(m, images) for title, m in ready.items()}
+        speeds = ttf.measure.interleaved(ready, images, self.cfg.rounds)
+        params = ttf.measure.params_m(models[BASE])
+        for c in self.contest.contestants:
+            cost = {
+                "params_m": round(params, 4),
+                "gmacs": round(macs[c.title], 4),
+                "gmacs_tokens": round(alone[c.title], 4),
+            }
+            yield {**self._names(c), **cost, **_speed(speeds[c.title], macs[BASE] / macs[c.title]),
+                   "peak_mib": round(peaks[c.title], 1)}  # fmt: skip
+        torch.compiler.reset()
+
+    def _names(self, c: Contestant) -> Row:
+        return {"model": self.contest.model.name, "method": c.title, "experiments": " ".join(c.experiments)}
+
+    def _place(self) -> Row:
+        known = self.known
+        return {
+            "rounds": self.cfg.rounds, "dtype": self.cfg.dtype, "device": known["device"],
+            "attention": known["attention"], "torch": known["versions"]["torch"], "git": known["git"]["sha"],
+            "dirty": known["git"]["dirty"], "date": date.today().isoformat(),
+        }  # fmt: skip
+
+
+def _speed(speed: ttf.measure.Speed, possible: float) -> Row:
     return {
-        "model": cfg.model.name, "method": title, "batch": batch, "dtype": cfg.dtype, "gmacs": round(macs[title], 4),
-        "images_per_s": round(speed.images_per_s, 1), "median_ms": round(1e3 * speed.median_s, 2),
+        "images_per_s": round(speed.images_per_s, 2), "median_ms": round(1e3 * speed.median_s, 2),
         "low_ms": round(1e3 * speed.low_s, 2), "high_ms": round(1e3 * speed.high_s, 2),
         "speed_up": round(speed.speed_up, 3), "mac_ratio": round(possible, 3),
-        "of_mac_ratio": round(speed.speed_up / possible, 3), "rounds": cfg.rounds,
+        "of_mac_ratio": round(speed.speed_up / possible, 3),
     }  # fmt: skip
 
 
-def _models(cfg: DictConfig, device: torch.device) -> tuple[dict[str, nn.Module], tuple[int, int, int]]:
-    """The uncompressed model with random weights and its compressed twins over the same parameters."""
-    torch.manual_seed(cfg.seed)
-    model = build(cfg.model.network).eval().to(device, pick_dtype(cfg.dtype))
-    twins = {title: ttf.apply(shallow_twin(model), **options) for title, options in contestants(cfg).items()}
-    return {BASE: model, **twins}, preprocessing(model).input_size
+def measure(cfg: DictConfig, skip: Set[str] = frozenset()) -> Iterator[list[Row]]:
+    """Rows of the contests that ``scripts/benchmark.py`` asks for, one list a model; weights are random.
 
+    Args:
+        cfg: its composed config.
+        skip: ``settings`` of rows that need not be measured again.
 
-def measure(cfg: DictConfig) -> Iterator[Row]:
-    """Rows of speed, the uncompressed model first, for every batch size of the config; weights are random."""
+    Raises:
+        ValueError: nothing to compare, fewer than 5 rounds, an unknown mode, dtype or device.
+    """
+    unknown = [mode for mode in cfg.modes if mode not in MODES]
+    if unknown or not cfg.modes:
+        raise ValueError(f"modes must be some of {', '.join(MODES)}, got {list(cfg.modes)}")
     device = pick_device(cfg.device)
-    models, size = _models(cfg, device)
     known = provenance(device)
-    place = {
-        "device": known["device"], "torch": known["versions"]["torch"], "git": known["git"]["sha"],
-        "dirty": known["git"]["dirty"], "date": date.today().isoformat(),
-    }  # fmt: skip
-    for batch in cfg.batch:
-        images = torch.randn(batch, *size).to(device, pick_dtype(cfg.dtype))
-        # counted on the timed images: the number of tokens may depend on these
-        macs = {title: ttf.measure.gmacs(m, images.shape, images) / batch for title, m in models.items()}
-        for title, speed in ttf.measure.interleaved(models, images, cfg.rounds).items():
-            yield {**_row(cfg, title, batch, macs, speed), **place}
-
-
-def write(rows: Sequence[Row], path: Path) -> None:
-    """Write rows as CSV, whole or not at all. Raises ``ValueError`` where the folder cannot be written."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    atomic_write(path, lambda temporary: temporary.write_text(text.getvalue()))
-
-
-def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """A table of speed, fastest per multiply-accumulate first within a batch size, header first."""
-    header = ["batch", "method", "GMACs", "images/s", "median ms (range)", "speed-up", "MAC ratio", "of MAC ratio"]
-    ordered = sorted(rows, key=lambda r: (r["batch"], r["method"] != BASE, -r["of_mac_ratio"]))
-    return [header] + [
-        [
-            str(r["batch"]), r["method"], f"{r['gmacs']:.3f}", f"{r['images_per_s']:.1f}",
-            f"{r['median_ms']:.1f} ({r['low_ms']:.1f} to {r['high_ms']:.1f})", f"{r['speed_up']:.2f}x",
-            f"{r['mac_ratio']:.2f}x", f"{r['of_mac_ratio']:.2f}",
-        ] for r in ordered
-    ]  # fmt: skip
+    for contest in contests(cfg):
+        yield list(_Timing(cfg, contest, device, known).rows(skip))
