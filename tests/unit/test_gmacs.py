@@ -103,3 +103,10 @@ def test_distances_count_as_the_matrix_product_that_they_are(points: int) -> Non
             return torch.cdist(images.flatten(2), self.points.unsqueeze(0))
 
     assert ttf.measure.gmacs(Distances(), (3, 1, 7)) == pytest.approx(3 * points * 7 / 1e9)
+
+
+def test_norms_as_fvcore_counts_them(tiny: Callable[..., VisionTransformer]) -> None:
+    model, images = tiny(), torch.zeros(2, 3, 32, 32)
+    assert ttf.measure.norm_gops(model, images) * 1e9 == pytest.approx(5 * 2 * TOKENS * WIDTH * (2 * DEPTH + 1))
+    with ttf.applied(model, ratio=0.5):
+        assert ttf.measure.norm_gops(model, images) * 1e9 < 5 * 2 * TOKENS * WIDTH * (2 * DEPTH + 1)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ttf.measure import interleaved, params_m
+from ttf.measure.memory import peak_mib
 from ttf.results.store import Store, read_json, signature
 from ttf.tasks import classification, intervals
 from ttf.tasks.classification import Predictions
@@ -91,3 +92,14 @@ def test_a_damaged_row_is_named(tmp_path):
     (tmp_path / "y.json").write_text("[]")
     with pytest.raises(ValueError, match=r"y\.json is no row"):
         read_json(tmp_path / "y.json")
+
+
+def test_peak_memory_is_what_is_alive_at_once():
+    class Model(nn.Module):
+        def forward(self, x):
+            four = x.repeat(4, 1)  # 4 MiB
+            eight = four + 1  # 4 MiB more
+            del four
+            return eight.sum(dim=0)
+
+    assert peak_mib(Model(), torch.ones(256, 1024)) == pytest.approx(8, abs=0.1)

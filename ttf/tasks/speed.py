@@ -14,6 +14,7 @@ import ttf
 from ttf import api
 from ttf.building import build
 from ttf.data.transforms import preprocessing
+from ttf.measure import norm_gops
 from ttf.measure.memory import peak_mib
 from ttf.measure.provenance import provenance
 from ttf.results.speed import Row
@@ -42,6 +43,13 @@ def _tokens_alone(model: nn.Module, images: Tensor) -> float:
         return ttf.measure.gmacs(model, images.shape, images)
     with ttf.applied(shallow_twin(model), "random_pruning", schedule=plan.schedule) as dropping:
         return ttf.measure.gmacs(dropping, images.shape, images)
+
+
+def _arithmetic(model: nn.Module, images: Tensor) -> dict[str, float]:
+    """GMACs an image: all, those of the numbers of tokens alone, and what fvcore counts for norms."""
+    whole = ttf.measure.gmacs(model, images.shape, images)
+    parts = {"gmacs": whole, "gmacs_tokens": _tokens_alone(model, images), "gmacs_norms": norm_gops(model, images)}
+    return {name: value / len(images) for name, value in parts.items()}
 
 
 def _ready(model: nn.Module, mode: str, images: Tensor) -> nn.Module:
@@ -99,21 +107,16 @@ class _Timing:
 
     def _measured(self, models: dict[str, nn.Module], images: Tensor, mode: str) -> Iterator[Row]:
         # counted on the timed images: the number of tokens may depend on these
-        shape, count = images.shape, images.shape[0]
-        macs = {title: ttf.measure.gmacs(m, shape, images) / count for title, m in models.items()}
-        alone = {title: _tokens_alone(m, images) / count for title, m in models.items()}
-        ready = {title: _ready(m, mode, images) for title, m in models.items()}
-        peaks = {title: peak_mib(m, images) for title, m in ready.items()}
+        arithmetic = {title: _arithmetic(model, images) for title, model in models.items()}
+        ready = {title: _ready(model, mode, images) for title, model in models.items()}
+        peaks = {title: peak_mib(model, images) for title, model in ready.items()}
         speeds = ttf.measure.interleaved(ready, images, self.cfg.rounds)
-        params = ttf.measure.params_m(models[BASE])
+        params = round(ttf.measure.params_m(models[BASE]), 4)
         for c in self.contest.contestants:
-            cost = {
-                "params_m": round(params, 4),
-                "gmacs": round(macs[c.title], 4),
-                "gmacs_tokens": round(alone[c.title], 4),
-            }
-            yield {**self._names(c), **cost, **_speed(speeds[c.title], macs[BASE] / macs[c.title]),
-                   "peak_mib": round(peaks[c.title], 1)}  # fmt: skip
+            possible = arithmetic[BASE]["gmacs"] / arithmetic[c.title]["gmacs"]
+            cost = {name: round(value, 4) for name, value in arithmetic[c.title].items()}
+            speed = {**_speed(speeds[c.title], possible), "peak_mib": round(peaks[c.title], 1)}
+            yield {**self._names(c), "params_m": params, **cost, **speed}
         torch.compiler.reset()
 
     def _names(self, c: Contestant) -> Row:
