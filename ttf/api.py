@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -15,7 +15,7 @@ from ttf.methods.base import Method
 from ttf.ops.numerics import full_precision
 from ttf.ops.reduction import RECOVERIES, LocalReduction, Recovery, Reduction
 from ttf.schedule import KeepRatio, Late, Schedule
-from ttf.stack import CompressedStack, Plan, State, shallow_twin
+from ttf.stack import CompressedStack, Plan, State, twin_with
 
 
 def _recovery(recover: bool | str) -> Recovery | None:
@@ -24,6 +24,15 @@ def _recovery(recover: bool | str) -> Recovery | None:
     if recover not in RECOVERIES:
         raise ValueError(f"recover must be True, False or one of {', '.join(RECOVERIES)}, got {recover!r}")
     return cast(Recovery, recover)
+
+
+def _placed(host: Any, place: str | None) -> hosts.Host:
+    """The host with the place where dense tokens come back, for hosts that have a choice."""
+    if place is None:
+        return host
+    if not hasattr(host, "recover_at"):
+        raise ValueError("this model has no choice of where tokens come back: leave recover_at out")
+    return replace(host, recover_at=place)
 
 
 def _schedule(
@@ -62,6 +71,7 @@ def apply(
         **options: fields of the method (kappa, tau, feature, ...), ``preset`` ("default" or "paper"), ``rounding``
             ("floor", "round", "ceil") of the number of tokens, or ``schedule``: "late" (``ttf.schedule.Late``
             of ratio and blocks, for heads that read the class token alone) or a ``Schedule`` in place of both.
+            Segmenter has ``recover_at``: "backbone" or "masks", see ``ttf.hosts.segmenter.DenseHost``.
 
     Returns:
         ``model`` itself.
@@ -69,7 +79,7 @@ def apply(
     Raises:
         ValueError: the model is no supported host, or a value is out of its range.
     """
-    host = hosts.find(model)
+    host = _placed(hosts.find(model), options.pop("recover_at", None))
     container = _container(model, host.container)
     depth = host.first + len(container)
     schedule = _schedule(ratio, blocks, host, depth, options)
@@ -80,23 +90,29 @@ def apply(
     return _install(model, plan)
 
 
-def _container(model: nn.Module, name: str) -> nn.Sequential:
-    return cast(nn.Sequential, getattr(model, name))
+def _container(model: nn.Module, path: str) -> nn.Sequential:
+    return cast(nn.Sequential, model.get_submodule(path))
+
+
+def _put(model: nn.Module, path: str, container: nn.Sequential) -> None:
+    owner, _, name = path.rpartition(".")
+    setattr(model.get_submodule(owner), name, container)
 
 
 def _install(model: nn.Module, plan: Plan) -> nn.Module:
     remove(model)
     container = _container(model, plan.host.container)
-    setattr(model, plan.host.container, CompressedStack(container, plan))
+    _put(model, plan.host.container, CompressedStack(container, plan))
     plan.host.enter(model)
     return model
 
 
 def _stack(model: nn.Module) -> CompressedStack | None:
-    stack = next((child for child in model.children() if isinstance(child, CompressedStack)), None)
-    if stack is None:
-        hosts.refuse_wrapped(model)
-    return stack
+    for path, module in model.named_modules():
+        if isinstance(module, CompressedStack) and module.plan.host.container == path:
+            return module
+    hosts.refuse_wrapped(model)
+    return None
 
 
 def remove(model: nn.Module) -> nn.Module:
@@ -111,7 +127,7 @@ def remove(model: nn.Module) -> nn.Module:
     stack = _stack(model)
     if stack is not None:
         stack.plan.host.leave(model)
-        setattr(model, stack.plan.host.container, stack.restored())
+        _put(model, stack.plan.host.container, stack.restored())
     return model
 
 
@@ -187,9 +203,7 @@ def trace(model: nn.Module, images: Tensor) -> list[LayerTrace]:
         raise ValueError("the model is not compressed: call ttf.apply(model) first")
     recorder, host = _Recorder(stack, stack.plan), stack.plan.host
     recorder.states = []
-    twin = shallow_twin(model)
-    twin._modules[host.container] = recorder
-    twin(images)
+    twin_with(model, host.container, recorder)(images)
     height, width = images.shape[-2:]
     return _layers(recorder.states[-1], host.grid(model, (height, width)), stack.plan.prefix)
 

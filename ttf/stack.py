@@ -180,3 +180,10 @@ def shallow_twin(model: nn.Module) -> Any:
     twin.__dict__.update(model.__dict__)
     twin.__dict__["_modules"] = dict(model._modules)
     return twin
+
+
+def twin_with(model: nn.Module, path: str, container: nn.Module) -> nn.Module:
+    """A ``shallow_twin`` with another container of blocks at ``path`` ("blocks", "encoder.blocks")."""
+    twin, (child, _, rest) = shallow_twin(model), path.partition(".")
+    twin._modules[child] = twin_with(twin._modules[child], rest, container) if rest else container
+    return twin

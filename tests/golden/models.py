@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ttf.models.lv_vit import lv_vit_s
 from ttf.models.mae import mae_vit, mae_vit_h14
 from ttf.models.ps_vit import ps_vit_b_14
+from ttf.models.segmenter import segmenter_l, segmenter_ti
 from ttf.models.t2t_vit import t2t_vit_14, t2t_vit_t_14
 
 DEFAULT = Path(__file__).parents[3] / "shared" / "golden" / "models"
@@ -33,9 +34,10 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "psvit_b_14": ps_vit_b_14,
     "mae_narrow": lambda: mae_vit(**NARROW),
     "mae_vit_h14": mae_vit_h14,
+    "segmenter_ti_mask": segmenter_ti,
+    "segmenter_l_mask": segmenter_l,
 }
 LATER = {
-    "segmenter": "Segmenter comes with the segmentation task",
     "dpt": "DPT comes with the depth task",
     "dino": "Swin-L comes with the detection task",
 }
@@ -138,9 +140,8 @@ def probed(model: nn.Module, probes: dict[str, Any]) -> Iterator[dict[str, Tenso
         handle.remove()
 
 
-def input_of(reference: Reference) -> Tensor:
-    """The input, drawn as the reference says."""
-    described = reference.golden["input"]
+def draw_input(described: dict[str, Any]) -> Tensor:
+    """An input, drawn as the reference says."""
     return torch.randn(described["shape"], generator=torch.Generator().manual_seed(described.get("seed", 0)))
 
 

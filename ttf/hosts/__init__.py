@@ -20,6 +20,7 @@ SUPPORTED = {
     "ttf.models.lv_vit.LVViT": "ttf.hosts.own_models",
     "ttf.models.t2t_vit.T2TViT": "ttf.hosts.own_models",
     "ttf.models.ps_vit.PSViT": "ttf.hosts.own_models",
+    "ttf.models.segmenter.Segmenter": "ttf.hosts.segmenter",
 }
 WRAPPERS = {"_orig_mod": "torch.compile", "module": "DataParallel or DistributedDataParallel"}
 
