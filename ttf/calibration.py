@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ttf import hosts
+from ttf.data.files import atomic_write
 from ttf.hosts import Host
 from ttf.methods.base import LayerView, Method
-from ttf.methods.prune_and_merge import PruneAndMerge, importance_of_maps, matrices
+from ttf.methods.prune_and_merge import LayerMatrices, PruneAndMerge, importance_of_maps, matrices
+from ttf.models.weights import read_checkpoint
 from ttf.ops.attention import Wanted
 from ttf.ops.reduction import Reduction
 from ttf.schedule import KeepRatio
-from ttf.stack import CompressedStack, Plan, State, shallow_twin
+from ttf.stack import CompressedStack, Plan, State, twin_with
 
 Batch = tuple[Tensor, Tensor | None]
+PARTS = ("merge", "recover", "mask")
 
 
 class _Untouched(Method):
@@ -68,15 +74,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _probed(model: nn.Module, host: Host, blocks: Sequence[int] | None) -> tuple[nn.Module, _Probe]:
     """A twin of the model, uncompressed, that runs through a probe; the model itself is not touched."""
-    container = getattr(model, host.container)
+    container = cast(nn.Sequential, model.get_submodule(host.container))
     depth = host.first + len(container)
     chosen = tuple(range(host.first, depth)) if blocks is None else tuple(sorted(set(blocks)))
     plan = Plan(_Untouched(), KeepRatio(1.0, chosen), host, host.prefix(model))
     hosts.check(plan.schedule, host, depth)
     probe = _Probe(container, plan)
     probe.chosen = chosen
-    twin = shallow_twin(model)
-    twin._modules[host.container] = probe
+    twin = twin_with(model, host.container, probe)
     host.enter(twin)
     return twin, probe
 
@@ -156,3 +161,27 @@ def calibrate(
     ranks, (_, columns) = token_importance(model, batches, blocks)
     prefix = hosts.find(model).prefix(model)
     return PruneAndMerge(matrices(ranks, columns, prefix, keep_rate, prune_rate, decay))
+
+
+def save_matrices(method: PruneAndMerge, path: Path) -> None:
+    """Write the matrices as safetensors, ``BLOCK.merge``, ``BLOCK.recover`` and ``BLOCK.mask`` for every block."""
+    tensors = {
+        f"{block}.{part}": getattr(layer, part).detach().cpu().contiguous()
+        for block, layer in method.layers.items()
+        for part in PARTS
+    }
+    atomic_write(path, lambda temporary: save_file(tensors, temporary))
+
+
+def load_matrices(path: Path) -> PruneAndMerge:
+    """The method of a file of ``save_matrices``, for ``ttf.apply(model, method=method, blocks=method.blocks)``.
+
+    Raises:
+        ValueError: the file is missing, corrupt, or holds something else.
+    """
+    tensors, _ = read_checkpoint(path)
+    blocks = sorted({int(key.split(".")[0]) for key in tensors if key.split(".")[0].isdigit()})
+    if not blocks or {f"{block}.{part}" for block in blocks for part in PARTS} != tensors.keys():
+        raise ValueError(f"{path} holds no matrices of Prune and Merge: take method.safetensors of a training run")
+    layers = {b: LayerMatrices(*(tensors[f"{b}.{part}"].float() for part in PARTS)) for b in blocks}
+    return PruneAndMerge(layers)

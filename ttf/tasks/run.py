@@ -21,12 +21,13 @@ from torch.utils.data import Dataset
 import ttf
 from ttf import api
 from ttf.building import build
-from ttf.calibration import calibrate
+from ttf.calibration import calibrate, load_matrices
 from ttf.data.files import atomic_write
 from ttf.data.subset import ImageSet, Remembered, Shuffled
 from ttf.data.transforms import Preprocessing, preprocessing
 from ttf.errors import MissingError
 from ttf.measure.provenance import provenance
+from ttf.methods.prune_and_merge import PruneAndMerge
 from ttf.models.weights import file_digest, fingerprint, load_model
 from ttf.results.store import Row, Store, signature
 from ttf.stack import shallow_twin
@@ -52,6 +53,16 @@ def _checkpoint(cfg: DictConfig) -> Path | None:
     return path
 
 
+def _matrices(cfg: DictConfig, checkpoint: Path | None) -> Path | None:
+    """Prune and Merge's trained matrices, which fine-tuning leaves beside the weights."""
+    if not cfg.finetuned or checkpoint is None or "calibrate" not in cfg.method:
+        return None
+    path = checkpoint.with_name("method.safetensors")
+    if not path.is_file():
+        raise MissingError(f"no trained matrices at {path}, beside the weights: fine-tune with this method first")
+    return path
+
+
 class Run:
     """One evaluation. Cheap to make: nothing is loaded before ``measure``.
 
@@ -66,6 +77,7 @@ class Run:
         check_pair(cfg)
         self.cfg, self.device = cfg, pick_device(cfg.device)
         self.checkpoint = _checkpoint(cfg)
+        self.matrices = _matrices(cfg, self.checkpoint)
         self.dtype, self.reduction = pick_dtype(cfg.dtype), reduction(cfg)
         self.set: ImageSet = build(cfg.task.data[cfg.task.dataset])
         self.data = Shuffled(self.set, cfg.limit, cfg.seed)
@@ -80,6 +92,8 @@ class Run:
         chosen["task"] = {"name": self.cfg.task.name, "dataset": self.cfg.task.dataset}
         chosen["data"] = self.set.digest()
         chosen["checkpoint"] = file_digest(self.checkpoint) if self.checkpoint else None
+        if self.matrices:
+            chosen["matrices"] = file_digest(self.matrices)
         return chosen
 
     def _items(self, how: Preprocessing) -> Dataset[Any]:
@@ -116,21 +130,19 @@ class Run:
         how = preprocessing(model)
         self.set.transform = how.build()
         if self.reduction and "calibrate" in self.reduction:
-            self.reduction = self._calibrated(model)
+            options = self.reduction.pop("calibrate")
+            method = load_matrices(self.matrices) if self.matrices else self._calibrated(model, **options)
+            self.reduction = {**self.reduction, "method": method, "blocks": method.blocks}
         return model, how
 
     def _images(self, positions: Sequence[int]) -> Tensor:
         """The preprocessed images (B, 3, H, W) at ``positions`` of the shuffle, as far as there are so many."""
         return torch.stack([self.set[self.data.indices[p]][0] for p in positions if p < len(self.data)])
 
-    def _calibrated(self, model: nn.Module) -> dict[str, Any]:
-        """Arguments of ``ttf.apply`` for a method whose matrices come from a pass over the first images."""
-        assert self.reduction is not None
-        options = dict(self.reduction.pop("calibrate"))
-        count = options.pop("images")
-        batches = [(images, None) for images in self._images(range(count)).split(CALIBRATION_BATCH)]
-        method = calibrate(model, batches, **options)
-        return {**self.reduction, "method": method, "blocks": method.blocks}
+    def _calibrated(self, model: nn.Module, images: int, **options: Any) -> PruneAndMerge:
+        """Prune and Merge from a pass over the first images, with the model's own answers as labels."""
+        batches = [(batch, None) for batch in self._images(range(images)).split(CALIBRATION_BATCH)]
+        return calibrate(model, batches, **options)
 
     def photographs(self, positions: Sequence[int]) -> tuple[nn.Module, Tensor, Preprocessing]:
         """The uncompressed model, the images (B, 3, H, W) at ``positions`` of the shuffle, and their preprocessing.
