@@ -14,7 +14,7 @@ from ttf.tasks.run import Run
 @hydra.main(version_base="1.3", config_path="../configs", config_name="visualize")
 def main(cfg: DictConfig) -> None:
     run, path = Run(cfg), Path(cfg.figure)
-    run.picture(path, range(len(run.data)) if cfg.pick is None else cfg.pick)
+    run.picture(path, range(len(run.task.data)) if cfg.pick is None else cfg.pick)
     print(path)
 
 

@@ -137,6 +137,12 @@ def plan(model: nn.Module) -> Plan | None:
     return None if stack is None else stack.plan
 
 
+def twin(model: nn.Module) -> nn.Module:
+    """A second module over the same parameters, to compress beside ``model``, which stays as it is."""
+    path = hosts.find(model).container
+    return twin_with(model, path, _container(model, path))
+
+
 @contextmanager
 def applied(model: nn.Module, *args: Any, **kwargs: Any) -> Iterator[nn.Module]:
     """``apply`` for the length of a ``with`` block; afterwards the model is as it was, compressed or not."""

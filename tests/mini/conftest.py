@@ -48,7 +48,7 @@ def imagenet(tmp_path: Path) -> Path:
         folder.mkdir(parents=True)
         for number in range(4):
             pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / f"ILSVRC2012_val_{number:08d}.JPEG")
+            Image.fromarray(pixels).save(folder / f"photograph_{number:08d}.JPEG")
     return tmp_path / "imagenet"
 
 

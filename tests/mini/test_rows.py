@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ttf.results.store import Store
+from ttf.tasks import classification
 from ttf.tasks import run as run_module
 
 
@@ -130,20 +131,20 @@ def test_imagenet_layout(evaluate, small):
 
 def test_limit_takes_the_first_of_a_seeded_shuffle(configured, small):
     def indices(*overrides: str) -> list[int]:
-        return run_module.Run(configured(*small, *overrides)).data.indices
+        return run_module.Run(configured(*small, *overrides)).task.data.indices
 
     assert indices("limit=5") == indices("limit=12")[:5]
     assert indices("limit=12", "seed=1") != indices("limit=12", "seed=0")
 
 
 def test_truncated_images_stop_or_are_named_and_counted(evaluate, small, imagenet):
-    broken = imagenet / "val" / "n01440764" / "ILSVRC2012_val_00000002.JPEG"
+    broken = imagenet / "val" / "n01440764" / "photograph_00000002.JPEG"
     broken.write_bytes(broken.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"ILSVRC2012_val_00000002.JPEG cannot be read.*on_bad_image=skip"):
+    with pytest.raises(ValueError, match=r"photograph_00000002.JPEG cannot be read.*on_bad_image=skip"):
         evaluate(*small)
     row = evaluate(*small, "on_bad_image=skip")
     assert row["images"] == 11
-    assert row["bad_images"] == ["ILSVRC2012_val_00000002.JPEG"]
+    assert row["bad_images"] == ["photograph_00000002.JPEG"]
 
 
 def test_nothing_readable_is_an_error(evaluate, small, imagenet):
@@ -162,9 +163,9 @@ def test_an_unwritable_folder_of_rows_stops_before_the_work(configured, tmp_path
 def test_a_sweep_computes_the_uncompressed_model_once(evaluate, tmp_path, monkeypatch):
     evaluate("tau=20")
     labels = []
-    predict = run_module.classification.predict
+    predict = classification.predict
     monkeypatch.setattr(
-        run_module.classification, "predict", lambda *a, **k: labels.append(k["label"]) or predict(*a, **k)
+        classification, "predict", lambda *a, **k: labels.append(k["label"]) or predict(*a, **k)
     )
     evaluate("tau=100")
     assert len(labels) == 1

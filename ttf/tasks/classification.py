@@ -5,20 +5,29 @@ Shapes: n images, K classes, C channels of the features before the classifier.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from ttf.data.files import atomic_write
 from ttf.data.imagenet import BadImageError
-from ttf.data.subset import Collate, OnBadImage
+from ttf.data.subset import Collate, OnBadImage, Remembered
+from ttf.data.transforms import Preprocessing, preprocessing
+from ttf.results.store import Row
 from ttf.tasks import intervals
+from ttf.tasks.base import Compression, Outcomes, Task, progress
+
+REMEMBERED_IMAGES = 2000  # 600 KB each at 224 x 224
 
 
 @dataclass(frozen=True)
@@ -51,10 +60,6 @@ def _classifier_inputs(model: Any) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _progress(label: str) -> Progress:
-    return Progress(TextColumn(label), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
-
-
 def _check_finite(logits: Tensor, indices: list[int]) -> None:
     rows = (~torch.isfinite(logits).all(dim=1)).nonzero().flatten().tolist()
     if rows:
@@ -80,7 +85,7 @@ def predict(
     like = next(model.parameters())
     loader = DataLoader(data, batch_size, num_workers=workers, collate_fn=Collate(on_bad_image))
     logits, labels, bad = list[Tensor](), list[Tensor](), list[BadImageError]()
-    with _progress(label) as bar, _classifier_inputs(model) as features:
+    with progress(label) as bar, _classifier_inputs(model) as features:
         task = bar.add_task("", total=len(data))  # type: ignore[arg-type]
         for indices, batch, errors in loader:
             bad += errors
@@ -128,3 +133,57 @@ def outcomes(ours: Predictions, base: Predictions) -> dict[str, Tensor]:
 def metrics(outcomes: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
     """Means with 95 % intervals: percent (Wilson) of what is true or false, else nats or relative error (normal)."""
     return {name: (_share if o.dtype == torch.bool else _average)(o) for name, o in outcomes.items()}
+
+
+class Classification(Task):
+    """Classification of ImageNet, of subsets of it, or of the embedded scenes; see ``outcomes`` and ``metrics``."""
+
+    how: Preprocessing
+
+    def adopt(self, model: nn.Module) -> Row:
+        """See ``Task.adopt``."""
+        self.how = preprocessing(model)
+        self.set.transform, self.input_size = self.how.build(), self.how.input_size
+        return self.how.as_dict()
+
+    def images(self, positions: Sequence[int]) -> Tensor:
+        """See ``Task.images``."""
+        return torch.stack([self.set[self.data.indices[p]][0] for p in positions if p < len(self.data)])
+
+    def _items(self) -> Dataset[Any]:
+        """The images; few enough ones are decoded once for a whole sweep."""
+        if len(self.data) > REMEMBERED_IMAGES or self.cfg.workers:
+            return self.data
+        return Remembered(self.data, (self.digest, tuple(self.data.indices), self.how))
+
+    def _predict(self, model: nn.Module, label: str) -> Predictions:
+        return predict(
+            model, self._items(), batch_size=self.cfg.batch_size, workers=self.cfg.workers,
+            on_bad_image=self.cfg.on_bad_image, label=label,
+        )  # fmt: skip
+
+    def _base(self, model: nn.Module, weights: str) -> Predictions:
+        """Predictions of the uncompressed model, kept on disk: a sweep computes them once."""
+        device = next(model.parameters()).device.type
+        identity = [weights, self.digest, self.data.indices, self.how.as_dict(), self.cfg.dtype, device]
+        key = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+        path = Path(self.cfg.paths.cache) / f"base-{key}.safetensors"
+        if path.exists():
+            return Predictions(**load_file(path), bad=[])
+        base = self._predict(model, f"{self.cfg.model.name}, uncompressed")
+        if not base.bad:
+            tensors = {"logits": base.logits, "features": base.features, "labels": base.labels}
+            atomic_write(path, partial(save_file, tensors))
+        return base
+
+    def outcomes(self, model: nn.Module, weights: str, compression: Compression | None, label: str) -> Outcomes:
+        """See ``Task.outcomes``."""
+        ours = base = self._base(model, weights)
+        if compression is not None:
+            with compression():
+                ours = self._predict(model, label)
+        return Outcomes(outcomes(ours, base), [error.path.name for error in ours.bad])
+
+    def metrics(self, images: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+        """See ``Task.metrics``."""
+        return metrics(images)

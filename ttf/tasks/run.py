@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Sequence
@@ -12,33 +11,27 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import hydra.utils
 import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 import ttf
 from ttf import api
-from ttf.building import build
 from ttf.calibration import calibrate, load_matrices
-from ttf.data.files import atomic_write
-from ttf.data.subset import ImageSet, Remembered, Shuffled
-from ttf.data.transforms import Preprocessing, preprocessing
+from ttf.data.transforms import Preprocessing
 from ttf.errors import MissingError
 from ttf.measure.provenance import provenance
 from ttf.methods.prune_and_merge import PruneAndMerge
 from ttf.models.weights import file_digest, fingerprint, load_model
 from ttf.results.store import Row, Store, signature
-from ttf.stack import shallow_twin
-from ttf.tasks import classification
 from ttf.tasks.availability import trained_weights
-from ttf.tasks.classification import Predictions
+from ttf.tasks.base import Task
+from ttf.tasks.classification import Classification
 from ttf.tasks.options import check_pair, pick_device, pick_dtype, reduction
 
 # what can change the numbers, and nothing else, makes a run's identity
 IDENTITY = ("task", "model", "method", "schedule", "recover", "dtype", "limit", "seed", "on_bad_image")
-REMEMBERED_IMAGES = 2000  # 600 KB each at 224 x 224
 CALIBRATION_BATCH = 16
 COUNTED_IMAGES = 16  # where the number of tokens depends on the image, GMACs are a mean over so many
 
@@ -79,8 +72,7 @@ class Run:
         self.checkpoint = _checkpoint(cfg)
         self.matrices = _matrices(cfg, self.checkpoint)
         self.dtype, self.reduction = pick_dtype(cfg.dtype), reduction(cfg)
-        self.set: ImageSet = build(cfg.task.data[cfg.task.dataset])
-        self.data = Shuffled(self.set, cfg.limit, cfg.seed)
+        self.task: Task = hydra.utils.get_class(cfg.task._target_)(cfg)
         self.config = self._identity()
         self.name = signature(self.config)
 
@@ -89,72 +81,44 @@ class Run:
         uncompressed = ("schedule", "recover") if self.reduction is None else ()
         chosen: Row = {key: resolved[key] for key in IDENTITY if key not in uncompressed}
         chosen["method"] = {name: value for name, value in chosen["method"].items() if value is not None}
-        chosen["task"] = {"name": self.cfg.task.name, "dataset": self.cfg.task.dataset}
-        chosen["data"] = self.set.digest()
+        chosen["task"], chosen["data"] = self.task.settings(), self.task.digest
         chosen["checkpoint"] = file_digest(self.checkpoint) if self.checkpoint else None
         if self.matrices:
             chosen["matrices"] = file_digest(self.matrices)
         return chosen
 
-    def _items(self, how: Preprocessing) -> Dataset[Any]:
-        """The images; few enough ones are decoded once for a whole sweep."""
-        if len(self.data) > REMEMBERED_IMAGES or self.cfg.workers:
-            return self.data
-        return Remembered(self.data, (self.config["data"], tuple(self.data.indices), how))
-
-    def _predict(self, model: nn.Module, how: Preprocessing, label: str) -> Predictions:
-        return classification.predict(
-            model, self._items(how), batch_size=self.cfg.batch_size, workers=self.cfg.workers,
-            on_bad_image=self.cfg.on_bad_image, label=label,
-        )  # fmt: skip
-
-    def _base(self, model: nn.Module, how: Preprocessing, weights: str) -> Predictions:
-        """Predictions of the uncompressed model, kept on disk: a sweep computes them once."""
-        identity = [weights, self.config["data"], self.data.indices, how.as_dict(), self.cfg.dtype, self.device.type]
-        key = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
-        path = Path(self.cfg.paths.cache) / f"base-{key}.safetensors"
-        if path.exists():
-            return Predictions(**load_file(path), bad=[])
-        base = self._predict(model, how, f"{self.cfg.model.name}, uncompressed")
-        if not base.bad:
-            tensors = {"logits": base.logits, "features": base.features, "labels": base.labels}
-            atomic_write(path, partial(save_file, tensors))
-        return base
-
     def _compression(self, model: nn.Module) -> AbstractContextManager[Any]:
         return nullcontext() if self.reduction is None else ttf.applied(model, **self.reduction)
 
-    def _load(self) -> tuple[nn.Module, Preprocessing]:
-        """The model with its weights, and its preprocessing, which the data set takes on."""
+    def _load(self) -> tuple[nn.Module, Row]:
+        """The model with its weights, and its preprocessing, which the task takes on."""
         model = load_model(self.cfg.model, self.checkpoint, self.cfg.paths.weights, self.cfg.paths.downloads)
-        how = preprocessing(model)
-        self.set.transform = how.build()
+        how = self.task.adopt(model)
         if self.reduction and "calibrate" in self.reduction:
             options = self.reduction.pop("calibrate")
             method = load_matrices(self.matrices) if self.matrices else self._calibrated(model, **options)
             self.reduction = {**self.reduction, "method": method, "blocks": method.blocks}
         return model, how
 
-    def _images(self, positions: Sequence[int]) -> Tensor:
-        """The preprocessed images (B, 3, H, W) at ``positions`` of the shuffle, as far as there are so many."""
-        return torch.stack([self.set[self.data.indices[p]][0] for p in positions if p < len(self.data)])
-
     def _calibrated(self, model: nn.Module, images: int, **options: Any) -> PruneAndMerge:
         """Prune and Merge from a pass over the first images, with the model's own answers as labels."""
-        batches = [(batch, None) for batch in self._images(range(images)).split(CALIBRATION_BATCH)]
+        batches = [(batch, None) for batch in self.task.images(range(images)).split(CALIBRATION_BATCH)]
         return calibrate(model, batches, **options)
 
     def photographs(self, positions: Sequence[int]) -> tuple[nn.Module, Tensor, Preprocessing]:
         """The uncompressed model, the images (B, 3, H, W) at ``positions`` of the shuffle, and their preprocessing.
 
         Raises:
-            ValueError: there is no image at a position.
+            ValueError: there is no image at a position, or the task is not classification.
         """
-        outside = [position for position in positions if not 0 <= position < len(self.data)]
+        if not isinstance(self.task, Classification):
+            raise ValueError(f"this picture is of classifiers, and the task is {self.cfg.task.name}: set task=cls")
+        outside = [position for position in positions if not 0 <= position < len(self.task.data)]
         if outside:
-            raise ValueError(f"no image at {outside}: there are {len(self.data)}, from 0 on (limit={self.cfg.limit})")
-        model, how = self._load()
-        return model, self._images(positions), how
+            there = f"there are {len(self.task.data)}, from 0 on (limit={self.cfg.limit})"
+            raise ValueError(f"no image at {outside}: {there}")
+        model, _ = self._load()
+        return model, self.task.images(positions), self.task.how
 
     def picture(self, path: Path, positions: Sequence[int]) -> None:
         """Fig. 5 for the images at ``positions`` of the shuffle: informative tokens and rows of W, as a PNG.
@@ -176,21 +140,18 @@ class Run:
         weights = fingerprint(model)
         model.to(self.device, self.dtype)
         with self._compression(model):  # a wrong option shows before the long evaluation
-            costs = self._costs(model, how)
-        base = self._base(model, how, weights)
-        with self._compression(model):
-            ours = base if self.reduction is None else self._predict(model, how, self._words())
-        self.images = classification.outcomes(ours, base)
-        row = {
+            costs = self._costs(model)
+        compression = None if self.reduction is None else partial(self._compression, model)
+        found = self.task.outcomes(model, weights, compression, self._words())
+        self.images = found.images
+        return {
             "id": self.name, "config": self.config, "experiments": [self.cfg.name] if self.cfg.name else [],
-            "metrics": classification.metrics(self.images),
-            **costs, "images": len(ours.labels), "bad_images": [b.path.name for b in ours.bad],
-            "preprocessing": how.as_dict(), "weights_sha256": weights, "dtype": self.cfg.dtype,
-            **provenance(self.device), "throughput": self._throughput(model, how),
+            "metrics": self.task.metrics(found.images), **costs, "images": found.count, "bad_images": found.bad,
+            "preprocessing": how, "weights_sha256": weights, "dtype": self.cfg.dtype,
+            **provenance(self.device), "throughput": self._throughput(model),
             "command": " ".join(["python", "scripts/eval.py", *self._overrides()]),
             "seconds": round(time.time() - begin, 1),
         }  # fmt: skip
-        return row
 
     def _overrides(self) -> list[str]:
         from hydra.core.hydra_config import HydraConfig
@@ -203,32 +164,32 @@ class Run:
     def _words(self) -> str:
         return f"{self.cfg.model.name}, {self.cfg.name or self.cfg.method.get('method')}, {self.cfg.ratio}"
 
-    def _costs(self, model: nn.Module, how: Preprocessing) -> Row:
-        samples = self._samples(model, how)
+    def _costs(self, model: nn.Module) -> Row:
+        samples = self._samples(model)
         layers = [] if self.reduction is None else ttf.trace(model, samples)
         return {
-            "gmacs": fmean(ttf.measure.gmacs(model, how.input_size, image) for image in samples),
+            "gmacs": fmean(ttf.measure.gmacs(model, image.shape, image) for image in samples),
             "params_m": ttf.measure.params_m(model),
             "tokens": [{"block": la.block, "tokens": (la.sizes > 0).sum(1).double().mean().item()} for la in layers],
         }
 
-    def _samples(self, model: nn.Module, how: Preprocessing) -> Tensor:
+    def _samples(self, model: nn.Module) -> Tensor:
         """What costs are counted on: one blank image, or some images where the number of tokens depends on these."""
         like, plan = next(model.parameters()), api.plan(model)
         if plan is None or not plan.method.adaptive:
-            return torch.zeros(1, *how.input_size).to(like)
-        return self._images(range(COUNTED_IMAGES)).to(like)
+            return torch.zeros(1, *self.task.input_size).to(like)
+        return self.task.images(range(COUNTED_IMAGES)).to(like)
 
-    def _throughput(self, model: nn.Module, how: Preprocessing) -> Row | None:
+    def _throughput(self, model: nn.Module) -> Row | None:
         """Speed of the uncompressed and the compressed model, interleaved on synthetic images; None if switched off."""
         batch, rounds = self.cfg.throughput.batch_size, self.cfg.throughput.rounds
         if not batch:
             return None
-        images = torch.randn(batch, *how.input_size).to(self.device, self.dtype)
+        images = torch.randn(batch, *self.task.input_size).to(self.device, self.dtype)
         if self.reduction is None:
             times = ttf.measure.interleaved({"uncompressed": model}, images, rounds)
         else:
-            twin = ttf.apply(shallow_twin(model), **self.reduction)
+            twin = ttf.apply(api.twin(model), **self.reduction)
             times = ttf.measure.interleaved({"uncompressed": model, "compressed": twin}, images, rounds)
         return {"batch_size": batch, "rounds": rounds, **{name: vars(speed) for name, speed in times.items()}}
 

@@ -19,7 +19,6 @@ from ttf.measure.memory import peak_mib
 from ttf.measure.provenance import provenance
 from ttf.results.speed import Row
 from ttf.results.store import signature
-from ttf.stack import shallow_twin
 from ttf.tasks.contest import BASE, Contest, Contestant, contests
 from ttf.tasks.options import pick_device, pick_dtype
 
@@ -41,7 +40,7 @@ def _tokens_alone(model: nn.Module, images: Tensor) -> float:
     plan = api.plan(model)
     if plan is None:
         return ttf.measure.gmacs(model, images.shape, images)
-    with ttf.applied(shallow_twin(model), "random_pruning", schedule=plan.schedule) as dropping:
+    with ttf.applied(api.twin(model), "random_pruning", schedule=plan.schedule) as dropping:
         return ttf.measure.gmacs(dropping, images.shape, images)
 
 
@@ -86,7 +85,7 @@ class _Timing:
     def _models(self) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
         torch.manual_seed(self.cfg.seed)
         model = build(self.contest.model.network).eval().to(self.device, self.dtype)
-        ways = {c.title: shallow_twin(model) for c in self.contest.contestants}
+        ways = {c.title: api.twin(model) for c in self.contest.contestants}
         for c in self.contest.contestants:
             if c.options is not None:
                 ttf.apply(ways[c.title], **c.options)
