@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ttf.data.imagenet import BadImageError
 from ttf.data.segmentation import ADE20K, Augmentation, CamVid, Cityscapes, SegmentationFolder
 from ttf.tasks import segmentation as seg
+from ttf.tasks import windows
 
 HEIGHT, WIDTH = 6, 8
 
@@ -192,7 +193,7 @@ def _slowly(model: nn.Module, image: Tensor, window: int, stride: int) -> Tensor
 
 
 def test_windows_end_at_the_border():
-    found = [seg.starts(length, window=8, stride=4) for length in (8, 9, 12, 13, 16)]
+    found = [windows.starts(length, window=8, stride=4) for length in (8, 9, 12, 13, 16)]
     assert found == [[0], [0, 1], [0, 4], [0, 4, 5], [0, 4, 8]]
 
 
@@ -201,7 +202,7 @@ def test_windows_end_at_the_border():
 @torch.no_grad()
 def test_windows_equal_a_plain_loop(size: tuple[int, int], window: int, stride: int, batch_size: int):
     model, image = _Placed(), torch.randn(3, *size)
-    found = seg.slide(model, image, window, stride, batch_size)
+    found = windows.slide(model, image, window, stride, batch_size)
     torch.testing.assert_close(found, _slowly(model, image, window, stride))
     assert max(shape[0] for shape in model.seen) <= batch_size
 
@@ -209,18 +210,18 @@ def test_windows_equal_a_plain_loop(size: tuple[int, int], window: int, stride: 
 @torch.no_grad()
 def test_one_window_is_the_whole_image():
     model, image = _Placed(), torch.randn(3, 8, 8)
-    assert torch.equal(seg.slide(model, image, 8, 4), model(image[None])[0])
-    assert torch.equal(seg.Inference(window=8).logits(model, image), seg.Inference().logits(model, image))
+    assert torch.equal(windows.slide(model, image, 8, 4), model(image[None])[0])
+    assert torch.equal(windows.Inference(window=8).logits(model, image), windows.Inference().logits(model, image))
 
 
 @torch.no_grad()
 def test_small_images_are_enlarged_to_the_window():
     model, image = _Local(), torch.randn(3, 4, 10)
     large = F.interpolate(image[None], (8, 20), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(seg.slide(model, image, 8, 8), model(large)[0])
-    assert seg.slide(model, torch.randn(3, 30, 1), 8, 8).shape == (4, 240, 8)
+    torch.testing.assert_close(windows.slide(model, image, 8, 8), model(large)[0])
+    assert windows.slide(model, torch.randn(3, 30, 1), 8, 8).shape == (4, 240, 8)
     with pytest.raises(ValueError, match="1000x1 pixels is too narrow for windows of 8"):
-        seg.slide(model, torch.randn(3, 1000, 1), 8, 8)
+        windows.slide(model, torch.randn(3, 1000, 1), 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -228,26 +229,26 @@ def test_small_images_are_enlarged_to_the_window():
     [((480, 640), (640, 853)), ((640, 480), (853, 640)), ((100, 1000), (256, 2560)), ((1, 9999), (1, 2560))],
 )
 def test_images_are_resized_by_the_shorter_side(size: tuple[int, int], expected: tuple[int, int]):
-    assert seg.resized(size, 640, 2560) == expected
+    assert windows.resized(size, 640, 2560) == expected
     image = Image.new("RGB", (size[1], size[0]), (255, 0, 127))
-    prepared = seg.Inference(shorter=64).prepare(image)
-    assert prepared.shape[1:] == seg.resized(size, 64, 256)
+    prepared = windows.Inference(shorter=64).prepare(image)
+    assert prepared.shape[1:] == windows.resized(size, 64, 256)
     torch.testing.assert_close(prepared[:, 0, 0], torch.tensor([1.0, -1.0, 127 / 127.5 - 1]))
 
 
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="window must be at least 1"):
-        seg.Inference(window=0)
+        windows.Inference(window=0)
     with pytest.raises(ValueError, match="give window, or leave stride out"):
-        seg.Inference(stride=4)
+        windows.Inference(stride=4)
     with pytest.raises(ValueError, match="leaves gaps between windows: give at most 8"):
-        seg.Inference(window=8, stride=9)
+        windows.Inference(window=8, stride=9)
 
 
 def test_logits_that_are_not_finite_are_refused():
     model = _Local()
     model.mix.bias.data[1] = torch.nan
-    for inference in (seg.Inference(window=8), seg.Inference()):
+    for inference in (windows.Inference(window=8), windows.Inference()):
         with pytest.raises(ValueError, match="NaN or infinite logits"):
             inference.logits(model, torch.zeros(3, 8, 8))
 

@@ -19,6 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ttf.data.imagenet import SUFFIXES, BadImageError
+from ttf.errors import MissingError
 
 IGNORED = 255
 SHOWN = 4
@@ -80,7 +81,7 @@ class SegmentationFolder(Dataset[tuple[Any, Tensor]]):
         name = type(self).__name__
         folder = self.image_folder()
         if not folder.is_dir():
-            raise ValueError(f"no {name} at {folder}: set paths.{name.lower()}=ROOT; expected {self.tree}")
+            raise MissingError(f"no {name} at {folder}: set paths.{name.lower()}=ROOT; expected {self.tree}")
         images = sorted(file for file in folder.rglob("*") if self.is_image(file))
         if not images:
             raise ValueError(f"no images of {name} in {folder}: expected {self.tree}")

@@ -78,12 +78,17 @@ class Remembered(Dataset[Any]):
         return self._items[position]
 
 
+def check_on_bad_image(value: str) -> None:
+    """Raise ``ValueError`` for another word than stop and skip."""
+    if value not in ("stop", "skip"):
+        raise ValueError(f"on_bad_image must be stop or skip, got {value!r}")
+
+
 class Collate:
     """Batch of the readable items, and the errors of the others. With "stop" the first error is raised."""
 
     def __init__(self, on_bad_image: OnBadImage = "stop") -> None:
-        if on_bad_image not in ("stop", "skip"):
-            raise ValueError(f"on_bad_image must be stop or skip, got {on_bad_image!r}")
+        check_on_bad_image(on_bad_image)
         self.on_bad_image = on_bad_image
 
     def __call__(self, items: list[tuple[int, Any]]) -> tuple[list[int], Any, list[BadImageError]]:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ttf.results.store import Row
 
-PERCENT = ("top1", "top5", "agreement")
+PERCENT = ("top1", "top5", "agreement", "miou", "aacc", "macc")
 
 
 def _figure(name: str, metric: dict[str, Any]) -> str:

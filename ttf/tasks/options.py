@@ -46,12 +46,13 @@ def reduction(cfg: DictConfig) -> dict[str, Any] | None:
     if cfg.method.get("method") == "none":
         return None
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    back = {"recover": cfg.recover} | ({"recover_at": cfg.recover_at} if cfg.get("recover_at") else {})
     if "_target_" in cfg.method:  # published settings: a method that brings its own schedule
-        return {"recover": cfg.recover, **build(cfg.method, _convert_="object")}
+        return {**back, **build(cfg.method, _convert_="object")}
     if "calibrate" in resolved["method"]:  # the method comes from the model, see Run
-        return {"recover": cfg.recover, **resolved["method"]}
+        return {**back, **resolved["method"]}
     options = {name: value for name, value in resolved["method"].items() if value is not None}
-    common = {"recover": cfg.recover, **options}
+    common = {**back, **options}
     if "_target_" in cfg.schedule:
         return {**common, "schedule": build(cfg.schedule, _convert_="object")}
     return {**common, **resolved["schedule"]}

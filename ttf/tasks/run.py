@@ -83,6 +83,8 @@ class Run:
         chosen["method"] = {name: value for name, value in chosen["method"].items() if value is not None}
         chosen["task"], chosen["data"] = self.task.settings(), self.task.digest
         chosen["checkpoint"] = file_digest(self.checkpoint) if self.checkpoint else None
+        if self.reduction and self.cfg.recover_at:
+            chosen["recover_at"] = self.cfg.recover_at
         if self.matrices:
             chosen["matrices"] = file_digest(self.matrices)
         return chosen
