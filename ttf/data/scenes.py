@@ -189,3 +189,42 @@ class SceneClassification(Dataset[tuple[torch.Tensor, ...]]):
             return item
         centres = scene.mask[self.patch // 2 :: self.patch, self.patch // 2 :: self.patch]
         return (*item, torch.from_numpy(centres.astype(np.int64)))
+
+
+class SceneSegmentation(Dataset[tuple[Any, torch.Tensor]]):
+    """Scenes as a segmentation data set: (PIL image, (S, S) int64 mask), 0 the background and d + 1 the digit d.
+
+    Args:
+        split, length, seed: see ``SceneClassification``.
+        transform: from (PIL image, mask) to what an item is.
+    """
+
+    classes: ClassVar[tuple[str, ...]] = ("background", *(str(d) for d in range(NUM_CLASSES)))
+    palette: ClassVar[tuple[tuple[int, int, int], ...]] = (
+        (0, 0, 0), (230, 25, 75), (60, 180, 75), (255, 225, 25), (67, 99, 216), (245, 130, 49), (145, 30, 180),
+        (66, 212, 244), (240, 50, 230), (191, 239, 69), (250, 190, 212),
+    )  # fmt: skip
+
+    def __init__(
+        self, split: str, length: int, seed: int = 0,
+        transform: Callable[[Image.Image, torch.Tensor], tuple[Any, torch.Tensor]] | None = None,
+    ) -> None:  # fmt: skip
+        self.split, self.length, self.seed, self.transform = split, length, seed, transform
+
+    def __len__(self) -> int:
+        return self.length
+
+    def image(self, index: int) -> Image.Image:
+        """Scene ``index`` as a picture."""
+        return Image.fromarray(compose(self.seed, index, self.split).image)
+
+    def digest(self) -> str:
+        """Identity of the set."""
+        return f"scene-masks-{GENERATOR}-{self.split}-{self.seed}-{self.length}"
+
+    def __getitem__(self, index: int) -> tuple[Any, torch.Tensor]:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        scene = compose(self.seed, index, self.split)
+        image, mask = Image.fromarray(scene.image), torch.from_numpy(scene.mask.astype(np.int64))
+        return self.transform(image, mask) if self.transform else (image, mask)

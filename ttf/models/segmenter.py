@@ -25,9 +25,9 @@ UNUSED_CLASSES = 1000  # of the encoder's own classifier, which the official fil
 HALF = (0.5, 0.5, 0.5)
 
 
-def block(width: int, heads: int, drop_path: float = 0.0) -> Block:
-    """timm's pre-norm block as Segmenter uses it: qkv with bias, MLP ratio 4, LayerNorm eps 1e-5."""
-    return Block(width, heads, 4.0, qkv_bias=True, drop_path=drop_path, norm_layer=layer_norm)
+def block(width: int, heads: int, drop_path: float = 0.0, mlp_ratio: float = 4.0) -> Block:
+    """timm's pre-norm block as Segmenter uses it: qkv with bias, LayerNorm eps 1e-5."""
+    return Block(width, heads, mlp_ratio, qkv_bias=True, drop_path=drop_path, norm_layer=layer_norm)
 
 
 def resize_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:
@@ -45,38 +45,43 @@ def resize_positions(table: Tensor, old: Grid, new: Grid) -> Tensor:
 
 
 class Patches(nn.Module):
-    """Linear embedding of 16x16 patches: (B, 3, H, W) to (B, N, C)."""
+    """Linear embedding of square patches: (B, 3, H, W) to (B, N, C)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, patch: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, PATCH, stride=PATCH)
+        self.proj = nn.Conv2d(3, width, patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
 class Encoder(nn.Module):
-    """A ViT without a head: images (B, 3, H, W), sides multiples of 16, to normed tokens (B, 1 + N, C).
+    """A ViT without a head: images (B, 3, H, W), sides multiples of the patch, to normed tokens (B, 1 + N, C).
 
     Args:
         grid: (rows, columns) that the position table is for; other grids get it resized.
-        width, depth, heads: of the blocks.
+        width, depth, heads, mlp_ratio: of the blocks.
         drop_path: rate of stochastic depth in the last block, growing evenly from 0 in the first.
+        patch: side of a patch in pixels.
     """
 
-    def __init__(self, grid: Grid, width: int, depth: int, heads: int, drop_path: float = 0.0) -> None:
+    def __init__(
+        self, grid: Grid, width: int, depth: int, heads: int, drop_path: float = 0.0, patch: int = PATCH,
+        mlp_ratio: float = 4.0,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.grid = grid
-        self.patch_embed = Patches(width)
+        self.grid, self.patch = grid, patch
+        self.patch_embed: nn.Module = Patches(width, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid[0] * grid[1], width))
-        self.blocks = nn.Sequential(*(block(width, heads, drop_path * i / max(1, depth - 1)) for i in range(depth)))
+        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        self.blocks = nn.Sequential(*(block(width, heads, rate, mlp_ratio) for rate in rates))
         self.norm = layer_norm(width)
         self.head = nn.Linear(width, UNUSED_CLASSES)
 
     def embed(self, images: Tensor) -> Tensor:
         """The tokens that enter the blocks, (B, 1 + N, C)."""
-        rows, columns = (side // PATCH for side in images.shape[-2:])
+        rows, columns = (side // self.patch for side in images.shape[-2:])
         tokens = torch.cat((self.cls_token.expand(len(images), -1, -1), self.patch_embed(images)), dim=1)
         return tokens + resize_positions(self.pos_embed, self.grid, (rows, columns))
 
@@ -98,7 +103,7 @@ class MaskDecoder(nn.Module):
         self.num_classes = num_classes
         self.proj_dec = nn.Linear(width, width)
         self.cls_emb = nn.Parameter(torch.zeros(1, num_classes, width))
-        self.blocks = nn.Sequential(*(block(width, width // HEAD_WIDTH) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(block(width, max(1, width // HEAD_WIDTH)) for _ in range(depth)))
         self.decoder_norm = layer_norm(width)
         self.proj_patch = nn.Parameter(width**-0.5 * torch.randn(width, width))
         self.proj_classes = nn.Parameter(width**-0.5 * torch.randn(width, width))
@@ -131,29 +136,32 @@ def as_map(tokens: Tensor, grid: Grid) -> Tensor:
 class Segmenter(nn.Module):
     """Images (B, 3, H, W) of any size to logits (B, K, H, W).
 
-    Sides that are no multiples of 16 are filled up with zeros at the right and at the bottom; logits are cropped back.
+    Sides that are no multiples of the patch are filled up with zeros at the right and at the bottom; logits are
+    cropped back.
 
     Args:
-        img_size: side of the square images that the position table is for, or (height, width); multiples of 16.
+        img_size: side of the square images that the position table is for, or (height, width); multiples of the patch.
         num_classes: K.
-        width, depth, heads: of the encoder.
+        width, depth, heads, mlp_ratio: of the encoder.
         decoder_depth: number of blocks of the decoder.
         drop_path: of the encoder, see ``Encoder``.
+        patch: side of a patch in pixels.
 
     Raises:
-        ValueError: a side of img_size is no multiple of 16.
+        ValueError: a side of img_size is no multiple of the patch.
     """
 
     def __init__(
         self, img_size: int | Sequence[int] = 512, num_classes: int = 150, width: int = 192, depth: int = 12,
-        heads: int = 3, decoder_depth: int = 2, drop_path: float = 0.0,
+        heads: int = 3, decoder_depth: int = 2, drop_path: float = 0.0, patch: int = PATCH, mlp_ratio: float = 4.0,
     ) -> None:  # fmt: skip
         super().__init__()
         height, columns = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-        if height % PATCH or columns % PATCH or min(height, columns) < PATCH:
-            raise ValueError(f"img_size must be a multiple of {PATCH}, got {img_size}")
-        self.img_size, self.num_classes = (height, columns), num_classes
-        self.encoder = Encoder((height // PATCH, columns // PATCH), width, depth, heads, drop_path)
+        if height % patch or columns % patch or min(height, columns) < patch:
+            raise ValueError(f"img_size must be a multiple of {patch}, got {img_size}")
+        self.img_size, self.num_classes, self.patch = (height, columns), num_classes, patch
+        grid = (height // patch, columns // patch)
+        self.encoder = Encoder(grid, width, depth, heads, drop_path, patch, mlp_ratio)
         self.decoder = MaskDecoder(width, num_classes, decoder_depth)
         self.pretrained_cfg = {
             "input_size": (3, height, columns), "num_classes": num_classes, "mean": HALF, "std": HALF,
@@ -165,20 +173,20 @@ class Segmenter(nn.Module):
 
     def grid(self, size: Sequence[int]) -> Grid:
         """Rows and columns of the patches of images of ``size`` (height, width), the filled-up ones included."""
-        return -(-size[0] // PATCH), -(-size[1] // PATCH)
+        return -(-size[0] // self.patch), -(-size[1] // self.patch)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Tokens after the encoder's norm, class token in front: (B, 1 + N, C); sides must be multiples of 16."""
+        """Tokens after the encoder's norm, class token in front: (B, 1 + N, C); sides are multiples of the patch."""
         return self.encoder(images)
 
     def forward_masks(self, images: Tensor) -> Tensor:
-        """Mask logits of the patches, (B, K, rows, columns); sides must be multiples of 16."""
+        """Mask logits of the patches, (B, K, rows, columns); sides are multiples of the patch."""
         return self.decoder(self.forward_features(images)[:, 1:], self.grid(images.shape[-2:]))
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         rows, columns = self.grid((height, width))
-        whole = F.pad(images, (0, columns * PATCH - width, 0, rows * PATCH - height))
+        whole = F.pad(images, (0, columns * self.patch - width, 0, rows * self.patch - height))
         logits = F.interpolate(self.forward_masks(whole), whole.shape[-2:], mode="bilinear", align_corners=False)
         return logits[..., :height, :width]
 

@@ -1,4 +1,4 @@
-"""``vit_mini``: the small Vision Transformer of the embedded scale, in timm's own classes and with timm's keys."""
+"""The small models of the embedded scale: ``vit_mini`` in timm's own classes, and a Segmenter on the same blocks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, cast
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+
+from ttf.models.segmenter import Segmenter
 
 PREPROCESSING = {
     "input_size": (3, 96, 96),
@@ -46,4 +48,14 @@ def vit_mini(num_classes: int = 10, **kwargs) -> VisionTransformer:
         embed_layer=ConvStem, weight_init="jax", **kwargs,
     )  # fmt: skip
     cast(Any, model).pretrained_cfg = {**PREPROCESSING, "num_classes": num_classes, "architecture": "vit_mini"}
+    return model
+
+
+def segmenter_mini(num_classes: int = 11) -> Segmenter:
+    """A Segmenter on the encoder of ``vit_mini``: 96x96 images, 144 tokens, masks of the background and ten digits."""
+    model = Segmenter(
+        img_size=96, num_classes=num_classes, width=96, depth=12, heads=3, patch=8, mlp_ratio=3.0, decoder_depth=1
+    )
+    stem: Any = ConvStem(img_size=96, patch_size=8, embed_dim=96, strict_img_size=False)
+    model.encoder.patch_embed = stem
     return model
