@@ -55,5 +55,5 @@ def run(main: Callable[[], Any]) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted: finished rows are kept, the same command goes on where this one stopped", file=sys.stderr)
+        print("interrupted: what is finished is kept, the same command goes on where this one stopped", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None

@@ -164,9 +164,7 @@ def test_a_sweep_computes_the_uncompressed_model_once(evaluate, tmp_path, monkey
     evaluate("tau=20")
     labels = []
     predict = classification.predict
-    monkeypatch.setattr(
-        classification, "predict", lambda *a, **k: labels.append(k["label"]) or predict(*a, **k)
-    )
+    monkeypatch.setattr(classification, "predict", lambda *a, **k: labels.append(k["label"]) or predict(*a, **k))
     evaluate("tau=100")
     assert len(labels) == 1
     assert "uncompressed" not in labels[0]

@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it: readers never see half a file.
@@ -30,7 +32,8 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)
         os.replace(name, path)
-    except OSError as error:
-        raise ValueError(f"cannot write {path} ({error.strerror}): free some space or choose another folder") from error
+    except (OSError, SafetensorError) as error:  # safetensors has words of its own for a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot write {path} ({reason}): free some space or choose another folder") from error
     finally:
         Path(name).unlink(missing_ok=True)

@@ -107,7 +107,8 @@ def _check_whole(images: dict[str, list[str]], whole: Whole, folder: Path) -> No
     which = f", for example {', '.join(shown)}" if shown else ""
     raise ValueError(
         f"ImageNet in {folder} is not complete: it has {present} of {CLASSES} classes and {total} of {whole.images} "
-        f"images{which}; extract it again, or set task.data.imagenet.complete=false to use it as a subset"
+        f"images{which}; extract it again, or use it as a subset: task.data.imagenet.complete=false for "
+        "scripts/eval.py, data.train.complete=false data.test.complete=false for scripts/finetune.py"
     )
 
 

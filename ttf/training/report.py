@@ -1,0 +1,36 @@
+"""Rows of a training run to Weights & Biases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig
+
+Report = Callable[[dict[str, float]], None]
+
+
+def reporter(logger: DictConfig, name: str, run_id: str, config: dict[str, Any]) -> Report | None:
+    """A function that logs a row of the training log: loss, lr and top-1 at a step; None where the logger is "none".
+
+    Args:
+        logger: config group ``logger``.
+        name: of the run.
+        run_id: of the run, which continues where it is already there.
+        config: shown beside the curves.
+
+    Raises:
+        ValueError: W&B cannot be reached and WANDB_MODE=offline is not set.
+    """
+    if logger.name != "wandb":
+        return None
+    import wandb
+
+    try:
+        run = wandb.init(
+            project=logger.project, entity=logger.entity, dir=logger.dir, id=run_id, resume="allow", name=name,
+            config=config, reinit="finish_previous",
+        )  # fmt: skip
+    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        raise ValueError(f"W&B: {error}. Set WANDB_MODE=offline to log to disk") from error
+    return lambda row: run.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))

@@ -1,0 +1,203 @@
+"""One run of ``scripts/finetune.py``: config in; weights, log and summary out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm.data
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import ttf
+from ttf.building import build
+from ttf.calibration import calibrate, load_matrices, save_matrices
+from ttf.data.files import atomic_write
+from ttf.data.transforms import Preprocessing, preprocessing
+from ttf.models.weights import load_model, save_weights
+from ttf.results.paired import mcnemar
+from ttf.results.store import Row, signature, write_json
+from ttf.tasks.options import reduction
+from ttf.training.data import Mixing
+from ttf.training.evaluation import correct, percent
+from ttf.training.loop import Trainer, make_engine
+from ttf.training.matrices import TrainableMatrices
+from ttf.training.report import reporter
+from ttf.training.state import StateFolder
+
+# what the numbers depend on: a folder belongs to one such run
+TRAINING = ("model", "method", "data", "augment", "mixing", "objective", "train", "pretrained", "checkpoint")
+REDUCTION = ("schedule", "recover")
+INCIDENTAL = {"train": ("workers", "accumulate"), "data": ("root",)}
+CALIBRATION_BATCH = 16
+
+
+def identity(cfg: DictConfig) -> Row:
+    """The settings that the numbers of a run depend on: no paths of data, no number of processes."""
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    used = TRAINING if cfg.method.get("method") == "none" else TRAINING + REDUCTION
+    chosen: Row = {key: resolved[key] for key in used}
+    chosen["train"] = {k: v for k, v in chosen["train"].items() if k not in INCIDENTAL["train"]}
+    for part in ("train", "test"):
+        chosen["data"][part] = {k: v for k, v in chosen["data"][part].items() if k not in INCIDENTAL["data"]}
+    return chosen
+
+
+def join_processes() -> None:
+    """Several tasks of one submitit job are the processes of one training run: tell torch.distributed so."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        return
+    import submitit
+
+    if submitit.JobEnvironment().num_tasks > 1:
+        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+
+
+def augmentation(how: Preprocessing, options: DictConfig | None) -> Callable[[Any], Tensor]:
+    """timm's training transform for the model's input size, mean and std; without options its evaluation transform."""
+    if options is None:
+        return how.build()
+    chosen: Any = OmegaConf.to_container(options, resolve=True)
+    settings = {"input_size": how.input_size, "mean": how.mean, "std": how.std, **chosen}
+    return timm.data.create_transform(is_training=True, **settings)
+
+
+def summary(right: dict[str, Tensor], last: Row) -> Row:
+    """Top-1 of the uncompressed, the training-free and the fine-tuned model on the same images.
+
+    Args:
+        right: (n,) bool by name, "finetuned" and, where the run began with trained weights, the other two.
+        last: the last row of the log.
+    """
+    top1 = {name: round(percent(hits), 2) for name, hits in right.items()}
+    out: Row = {"images": len(right["finetuned"]), "top1": top1, "steps": last["step"], "seconds": last["seconds"]}
+    if "uncompressed" not in right:
+        return out
+    drop, rest = (top1["uncompressed"] - top1[name] for name in ("training_free", "finetuned"))
+    out |= {"drop_training_free": round(drop, 2), "drop_finetuned": round(rest, 2)}
+    out["recovered"] = round((drop - rest) / drop, 3) if drop > 0 else None
+    better, worse = right["finetuned"] & ~right["training_free"], right["training_free"] & ~right["finetuned"]
+    out |= {"made_right": int(better.sum()), "made_wrong": int(worse.sum())}
+    return out | {"mcnemar_p": mcnemar(right["finetuned"], right["training_free"])}
+
+
+class FineTuning:
+    """One run of ``scripts/finetune.py``.
+
+    Args:
+        cfg: its composed config.
+
+    Raises:
+        ValueError: for mistakes that are the user's.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        join_processes()
+        self.cfg, self.folder = cfg, Path(cfg.output)
+        self.recipe = build(cfg.train)
+        self.engine = make_engine(self.recipe.precision, cfg.device)
+        self.reduction, self.identity = reduction(cfg), identity(cfg)
+        self.model, self.how = self._load()
+        self.test = build(cfg.data.test, transform=self.how.build())
+        self.train = build(cfg.data.train, transform=augmentation(self.how, cfg.augment))
+        self.objective: nn.Module = build(cfg.objective, _partial_=True)(self.model)
+
+    def _load(self) -> tuple[nn.Module, Preprocessing]:
+        cfg = self.cfg
+        torch.manual_seed(cfg.train.seed)
+        with self.engine.main_process_first():  # which downloads where that is needed
+            if cfg.pretrained:
+                model = load_model(cfg.model, cfg.checkpoint, cfg.paths.weights, cfg.paths.downloads)
+            else:
+                model = build(cfg.model.network)
+        return model.to(self.engine.device), preprocessing(model)
+
+    def _alone(self, work: Callable[[], object]) -> None:
+        """Work of the main process, which the others wait for."""
+        if self.engine.is_main_process:
+            work()
+        self.engine.wait_for_everyone()
+
+    def _mixing(self) -> Mixing | None:
+        if self.cfg.mixing is None:
+            return None
+        options: Any = OmegaConf.to_container(self.cfg.mixing, resolve=True)
+        model: Any = self.model
+        return Mixing(model.num_classes, seed=self.cfg.train.seed, **options)
+
+    def _begin(self) -> None:
+        StateFolder(self.folder / "state").claim(self.identity)
+        resolved: Any = OmegaConf.to_container(self.cfg, resolve=True)
+        text = OmegaConf.to_yaml({key: value for key, value in resolved.items() if key != "paths"})
+        atomic_write(self.folder / "config.yaml", lambda path: path.write_text(text))
+
+    def _calibration(self, path: Path) -> None:
+        """Matrices from a pass over the first training images, with the model's own answers as labels."""
+        assert self.reduction is not None
+        if path.exists():
+            return
+        options = dict(self.reduction["calibrate"])
+        data = build(self.cfg.data.train, transform=self.how.build())
+        images = torch.stack([data[i][0] for i in range(min(options.pop("images"), len(data)))])
+        batches = [(part, None) for part in images.split(CALIBRATION_BATCH)]
+        save_matrices(calibrate(self.model, batches, **options), path)
+
+    def _compress(self) -> None:
+        """Token reduction as the config says; a method with matrices brings them into the objective."""
+        if self.reduction is None:
+            return
+        if "calibrate" in self.reduction:
+            path = self.folder / "state" / "calibration.safetensors"
+            self._alone(partial(self._calibration, path))
+            matrices = TrainableMatrices(load_matrices(path)).to(self.engine.device)
+            self.objective.matrices = matrices
+            self.reduction = {"recover": self.cfg.recover, "method": matrices.method(), "blocks": matrices.blocks}
+        ttf.apply(self.model, **self.reduction)
+
+    def _correct(self) -> Tensor:
+        return correct(self.model, self.test, self.engine, workers=self.recipe.workers)
+
+    def _compressed_and_before(self) -> dict[str, Tensor]:
+        """Compress the model; what it got right before the training, uncompressed and compressed (n,) bool."""
+        path = self.folder / "state" / "before.safetensors"
+        known = not self.cfg.pretrained or path.exists()
+        uncompressed = None if known else self._correct()
+        self._compress()
+        if uncompressed is not None:
+            before = {"uncompressed": uncompressed, "training_free": self._correct()}
+            self._alone(lambda: atomic_write(path, partial(save_file, before)))
+        return load_file(path) if self.cfg.pretrained else {}
+
+    def _write(self, outcome: Row) -> None:
+        """The final weights and the summary."""
+        save_weights(self.model, self.folder / f"{self.cfg.model.name}.safetensors", half=self.cfg.half)
+        if isinstance(matrices := getattr(self.objective, "matrices", None), TrainableMatrices):
+            save_matrices(matrices.method(), self.folder / "method.safetensors")
+        write_json(self.folder / "summary.json", outcome)
+
+    @property
+    def run_id(self) -> str:
+        """The same for the same settings in the same folder: a resumed run keeps its W&B run."""
+        return signature({**self.identity, "output": self.cfg.output})
+
+    def run(self) -> Row:
+        """Train to the end, or go on where an earlier run stopped; the summary, which is written, too."""
+        self._alone(self._begin)
+        before = self._compressed_and_before()
+        main = self.engine.is_main_process
+        report = reporter(self.cfg.logger, self.cfg.name, self.run_id, self.identity) if main else None
+        trainer = Trainer(
+            self.objective, self.train, self.test, self.recipe, self.folder,
+            engine=self.engine, mixing=self._mixing(), report=report,
+        )  # fmt: skip
+        trainer.resume()
+        rows = trainer.fit()
+        outcome = summary({**before, "finetuned": self._correct()}, rows[-1])
+        outcome["processes"] = self.engine.num_processes
+        self._alone(lambda: self._write(outcome))
+        return outcome
