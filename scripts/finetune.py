@@ -14,8 +14,9 @@ def main(cfg: DictConfig) -> None:
     training = FineTuning(cfg)
     outcome = training.run()
     if training.engine.is_main_process:
-        top1 = ", ".join(f"{name.replace('_', '-')} {value:.2f} %" for name, value in outcome["top1"].items())
-        print(f"top-1 on {outcome['images']} images: {top1}. Weights, log and summary are in {training.folder}")
+        name = training.kind.score.name
+        figures = ", ".join(f"{way.replace('_', '-')} {value:.2f} %" for way, value in outcome[name].items())
+        print(f"{name} on {outcome['images']} images: {figures}. Weights, log and summary are in {training.folder}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import ttf.cli  # registers what the configs resolve with
 from ttf.calibration import load_matrices
 from ttf.models.weights import load_model
 from ttf.tasks.options import reduction
-from ttf.training.evaluation import correct, percent
+from ttf.training.evaluation import Top1
 from ttf.training.run import FineTuning
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +91,7 @@ def test_what_is_written(tmp_path, configured):
     assert model.head.weight.dtype == torch.float32
     training = FineTuning(cfg)  # whose test set and engine judge the file
     ttf.apply(model, **reduction(cfg))
-    assert percent(correct(model, training.test, training.engine)) == outcome["top1"]["finetuned"]
+    assert Top1().percent(Top1().outcomes(model, training.test, training.engine)) == outcome["top1"]["finetuned"]
 
 
 def test_a_folder_of_other_settings_is_not_continued(configured):
@@ -143,7 +143,7 @@ def test_prune_and_merge_brings_its_matrices_along(tmp_path, configured):
         assert not torch.equal(calibrated.layers[block].recover, trained.layers[block].recover)
     model = load_model(cfg.model, out / "vit_mini.safetensors")
     ttf.apply(model, method=trained, blocks=trained.blocks)
-    assert percent(correct(model, training.test, training.engine)) == outcome["top1"]["finetuned"]
+    assert Top1().percent(Top1().outcomes(model, training.test, training.engine)) == outcome["top1"]["finetuned"]
 
 
 def test_wandb_continues_the_run_of_the_folder(tmp_path, configured, monkeypatch):

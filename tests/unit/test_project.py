@@ -44,8 +44,8 @@ def test_every_experiment_composes(experiment):
     from hydra import compose, initialize_config_dir
 
     name = f"{experiment.parent.name}/{experiment.stem}"
-    trained, embedded = "finetune" in name, name.startswith("mini/")  # the latter are for training alone
-    scripts = ["finetune"] * (trained or embedded) + ["eval"] * (not embedded)
+    trained, alone = "finetune" in name, name.startswith(("mini/", "camvid/"))  # the latter are for training alone
+    scripts = ["finetune"] * (trained or alone) + ["eval"] * (not alone)
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         composed = [compose(script, [f"experiment={name}"]) for script in scripts]
     assert composed and all(cfg.name == name for cfg in composed)

@@ -1,35 +1,83 @@
-"""Top-1 while training, over all processes."""
+"""How well a model does while it trains, over all processes."""
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ttf.tasks import segmentation
 from ttf.training.data import evaluation_batches
 
 
-@torch.no_grad()
-def correct(model: nn.Module, data: Any, engine: Accelerator, batch_size: int = 100, workers: int = 0) -> Tensor:
-    """Which images of ``data`` the model (set to evaluation here) classifies correctly, in float32.
+class Score(ABC):
+    """What an image contributes, and the figure of a set.
 
-    Every process takes each so-manieth image; all get the answer.
-
-    Returns:
-        (n,) bool, on the CPU, in the order of the data.
+    Attributes:
+        name: of the figure, a column of the log.
+        batch_size: images that go through the model together.
     """
-    model.eval()
-    mine = range(engine.process_index, len(data), engine.num_processes)
-    right, done = torch.zeros(len(data), device=engine.device), 0
-    for images, labels, *_ in evaluation_batches(data, mine, batch_size, workers):
-        hits = model(images.to(engine.device)).argmax(1) == labels.to(engine.device)
-        right[torch.tensor(mine[done : done + len(hits)])] = hits.float()
-        done += len(hits)
-    return engine.reduce(right, "sum").bool().cpu()
+
+    name: ClassVar[str]
+    batch_size: ClassVar[int]
+
+    @abstractmethod
+    def of_batch(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """What the images of a batch contribute, (B, ...), numbers or truth values."""
+
+    @abstractmethod
+    def percent(self, outcomes: Tensor) -> float:
+        """The figure of a set, from what its images contribute, (n, ...)."""
+
+    @torch.no_grad()
+    def outcomes(self, model: nn.Module, data: Any, engine: Accelerator, workers: int = 0) -> Tensor:
+        """What every image of ``data`` contributes; the model is set to evaluation here, and runs in float32.
+
+        Every process takes each so-manieth image; all get the answer.
+
+        Returns:
+            (n, ...) on the CPU, in the order of the data.
+        """
+        model.eval()
+        mine = range(engine.process_index, len(data), engine.num_processes)
+        found: list[Tensor] = []
+        for images, targets, *_ in evaluation_batches(data, mine, self.batch_size, workers):
+            found.append(self.of_batch(model(images.to(engine.device)), targets.to(engine.device)))
+        part = torch.cat(found)
+        whole = torch.zeros(len(data), *part.shape[1:], device=part.device, dtype=torch.float64)
+        whole[torch.tensor(mine)] = part.double()
+        return engine.reduce(whole, "sum").to(part.dtype).cpu()
 
 
-def percent(right: Tensor) -> float:
-    """Top-1 in percent of (n,) bool."""
-    return 100 * right.double().mean().item()
+class Top1(Score):
+    """Share of the images that the model classifies correctly; (n,) bool."""
+
+    name = "top1"
+    batch_size = 100
+
+    def of_batch(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """See ``Score.of_batch``."""
+        return logits.argmax(1) == targets
+
+    def percent(self, outcomes: Tensor) -> float:
+        """See ``Score.percent``."""
+        return 100 * outcomes.double().mean().item()
+
+
+class MeanIoU(Score):
+    """mIoU of whole images, all of one size; (n, 3, K) int64, see ``ttf.tasks.segmentation.areas``."""
+
+    name = "miou"
+    batch_size = 8
+
+    def of_batch(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """See ``Score.of_batch``."""
+        pairs = zip(logits.argmax(1), targets, strict=True)
+        return torch.stack([segmentation.areas(segmentation.confusion(p, t, logits.shape[1])) for p, t in pairs])
+
+    def percent(self, outcomes: Tensor) -> float:
+        """See ``Score.percent``."""
+        return 100 * segmentation.scores(outcomes.sum(0)).miou.item()

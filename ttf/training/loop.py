@@ -23,12 +23,11 @@ from torch import Tensor, nn
 
 from ttf.data.files import atomic_write
 from ttf.training.data import Batches, Mixing, seed_torch, training_batches
-from ttf.training.evaluation import correct, percent
+from ttf.training.evaluation import Score, Top1
 from ttf.training.recipe import Recipe
 from ttf.training.report import Report
 from ttf.training.state import StateFolder
 
-LOG_FIELDS = ("step", "loss", "lr", "top1", "seconds")
 Row = dict[str, float]
 
 
@@ -63,6 +62,7 @@ class Trainer:
         engine: as ``make_engine`` gives it; None: made here.
         mixing: of images and labels, or None.
         report: called with every row of the log, in the main process.
+        score: figure of the evaluations; None: top-1.
 
     Raises:
         ValueError: the batch does not divide into processes and parts, or there are too few images.
@@ -71,9 +71,10 @@ class Trainer:
     def __init__(
         self, objective: nn.Module, train: Any, test: Any, recipe: Recipe, folder: Path, *,
         engine: Accelerator | None = None, mixing: Mixing | None = None, report: Report | None = None,
+        score: Score | None = None,
     ) -> None:  # fmt: skip
         self.engine = engine or make_engine(recipe.precision)
-        self.train, self.test, self.recipe = train, test, recipe
+        self.train, self.test, self.recipe, self.score = train, test, recipe, score or Top1()
         self.folder, self.state, self.mixing, self.report = folder, StateFolder(folder / "state"), mixing, report
         self.batches = Batches(recipe, len(train), 0, self.engine.process_index, self.engine.num_processes)
         self.core = objective.to(self.engine.device)
@@ -102,7 +103,7 @@ class Trainer:
         state["scaler"] = self.engine.scaler.state_dict() if self.engine.scaler is not None else None
         self.state.save(state | {"step": self.step, "seconds": self.seconds, "rows": self.rows})
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, LOG_FIELDS)
+        writer = csv.DictWriter(text, ("step", "loss", "lr", self.score.name, "seconds"))
         writer.writeheader()
         writer.writerows(self.rows)
         atomic_write(self.folder / "log.csv", lambda path: path.write_text(text.getvalue(), newline=""))
@@ -147,19 +148,19 @@ class Trainer:
         return loss
 
     def _evaluate(self, loss: float) -> str:
-        top1 = percent(correct(self.model, self.test, self.engine, workers=self.recipe.workers))
+        figure = self.score.percent(self.score.outcomes(self.model, self.test, self.engine, self.recipe.workers))
         lr = self.recipe.lr_at(self.step - 1, self.batches.total)
-        row = {"step": self.step, "loss": round(loss, 4), "lr": lr, "top1": round(top1, 2)}
+        row = {"step": self.step, "loss": round(loss, 4), "lr": lr, self.score.name: round(figure, 2)}
         self.rows.append(row | {"seconds": round(self.seconds, 1)})
         if self.engine.is_main_process:
             self._save()
             if self.report is not None:
                 self.report(self.rows[-1])
         self.engine.wait_for_everyone()
-        return f"step {self.step}  loss {loss:.3f}  top-1 {top1:.1f} %  {self.seconds:.0f} s"
+        return f"step {self.step}  loss {loss:.3f}  {self.score.name} {figure:.1f} %  {self.seconds:.0f} s"
 
     def fit(self) -> list[Row]:
-        """Train to the end of the recipe. Returns the log's rows: step, loss, lr, top1 (%), seconds."""
+        """Train to the end of the recipe. Returns the log's rows: step, loss, lr, the score (%), seconds."""
         console = Console(quiet=not self.engine.is_main_process)
         columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         try:

@@ -13,6 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ttf.data.segmentation import IGNORED
+
 
 class Supervised(nn.Module):
     """Cross-entropy with labels, or with the soft targets of mixup and cutmix.
@@ -33,6 +35,14 @@ class Supervised(nn.Module):
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """The loss of images (B, 3, H, W) with targets, (B,) int64 or (B, K)."""
         return self.supervised(self.model(images).float(), targets)
+
+
+class Pixels(Supervised):
+    """Cross-entropy of every pixel; logits (B, K, H, W), targets (B, H, W) int64, of which 255 does not count."""
+
+    def supervised(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """See ``Supervised.supervised``."""
+        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, ignore_index=IGNORED)
 
 
 class Distillation(Supervised):

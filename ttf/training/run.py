@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm.data
 import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
@@ -18,20 +17,21 @@ import ttf
 from ttf.building import build
 from ttf.calibration import calibrate, load_matrices, save_matrices
 from ttf.data.files import atomic_write
-from ttf.data.transforms import Preprocessing, preprocessing
-from ttf.models.weights import load_model, save_weights
+from ttf.models.segmenter import Segmenter, encoder_from_timm
+from ttf.models.weights import load_model, load_strictly, save_weights
 from ttf.results.paired import mcnemar
 from ttf.results.store import Row, signature, write_json
 from ttf.tasks.options import reduction
 from ttf.training.data import Mixing
-from ttf.training.evaluation import correct, percent
+from ttf.training.evaluation import Score
+from ttf.training.kinds import kind_of
 from ttf.training.loop import Trainer, make_engine
 from ttf.training.matrices import TrainableMatrices
 from ttf.training.report import reporter
 from ttf.training.state import StateFolder
 
 # what the numbers depend on: a folder belongs to one such run
-TRAINING = ("model", "method", "data", "augment", "mixing", "objective", "train", "pretrained", "checkpoint")
+TRAINING = ("model", "method", "data", "augment", "mixing", "objective", "train", "pretrained", "checkpoint", "encoder")
 REDUCTION = ("schedule", "recover")
 INCIDENTAL = {"train": ("workers", "accumulate"), "data": ("root",)}
 CALIBRATION_BATCH = 16
@@ -58,32 +58,27 @@ def join_processes() -> None:
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
-def augmentation(how: Preprocessing, options: DictConfig | None) -> Callable[[Any], Tensor]:
-    """timm's training transform for the model's input size, mean and std; without options its evaluation transform."""
-    if options is None:
-        return how.build()
-    chosen: Any = OmegaConf.to_container(options, resolve=True)
-    settings = {"input_size": how.input_size, "mean": how.mean, "std": how.std, **chosen}
-    return timm.data.create_transform(is_training=True, **settings)
-
-
-def summary(right: dict[str, Tensor], last: Row) -> Row:
-    """Top-1 of the uncompressed, the training-free and the fine-tuned model on the same images.
+def summary(outcomes: dict[str, Tensor], score: Score, last: Row) -> Row:
+    """The figures of the uncompressed, the training-free and the fine-tuned model on the same images.
 
     Args:
-        right: (n,) bool by name, "finetuned" and, where the run began with trained weights, the other two.
+        outcomes: (n, ...) by name, "finetuned" and, where the run began with trained weights, the other two.
+        score: makes figures of them.
         last: the last row of the log.
     """
-    top1 = {name: round(percent(hits), 2) for name, hits in right.items()}
-    out: Row = {"images": len(right["finetuned"]), "top1": top1, "steps": last["step"], "seconds": last["seconds"]}
-    if "uncompressed" not in right:
+    figures = {name: round(score.percent(values), 2) for name, values in outcomes.items()}
+    out: Row = {"images": len(outcomes["finetuned"]), score.name: figures}
+    out |= {"steps": last["step"], "seconds": last["seconds"]}
+    if "uncompressed" not in outcomes:
         return out
-    drop, rest = (top1["uncompressed"] - top1[name] for name in ("training_free", "finetuned"))
+    drop, rest = (figures["uncompressed"] - figures[name] for name in ("training_free", "finetuned"))
     out |= {"drop_training_free": round(drop, 2), "drop_finetuned": round(rest, 2)}
     out["recovered"] = round((drop - rest) / drop, 3) if drop > 0 else None
-    better, worse = right["finetuned"] & ~right["training_free"], right["training_free"] & ~right["finetuned"]
-    out |= {"made_right": int(better.sum()), "made_wrong": int(worse.sum())}
-    return out | {"mcnemar_p": mcnemar(right["finetuned"], right["training_free"])}
+    ours, free = outcomes["finetuned"], outcomes["training_free"]
+    if ours.dtype != torch.bool:
+        return out
+    out |= {"made_right": int((ours & ~free).sum()), "made_wrong": int((free & ~ours).sum())}
+    return out | {"mcnemar_p": mcnemar(ours, free)}
 
 
 class FineTuning:
@@ -102,20 +97,23 @@ class FineTuning:
         self.recipe = build(cfg.train)
         self.engine = make_engine(self.recipe.precision, cfg.device)
         self.reduction, self.identity = reduction(cfg), identity(cfg)
-        self.model, self.how = self._load()
-        self.test = build(cfg.data.test, transform=self.how.build())
-        self.train = build(cfg.data.train, transform=augmentation(self.how, cfg.augment))
+        self.model = self._load()
+        self.kind = kind_of(self.model, cfg)
+        self.test = build(cfg.data.test, transform=self.kind.test)
+        self.train = build(cfg.data.train, transform=self.kind.training)
         self.objective: nn.Module = build(cfg.objective, _partial_=True)(self.model)
 
-    def _load(self) -> tuple[nn.Module, Preprocessing]:
-        cfg = self.cfg
+    def _load(self) -> nn.Module:
+        cfg, places = self.cfg, (self.cfg.checkpoint, self.cfg.paths.weights, self.cfg.paths.downloads)
         torch.manual_seed(cfg.train.seed)
         with self.engine.main_process_first():  # which downloads where that is needed
-            if cfg.pretrained:
-                model = load_model(cfg.model, cfg.checkpoint, cfg.paths.weights, cfg.paths.downloads)
-            else:
-                model = build(cfg.model.network)
-        return model.to(self.engine.device), preprocessing(model)
+            model = load_model(cfg.model, *places) if cfg.pretrained else build(cfg.model.network)
+            if cfg.encoder is not None:
+                if not isinstance(model, Segmenter):
+                    raise ValueError(f"encoder is for a Segmenter from scratch, and this is {cfg.model.name}: set null")
+                tensors = load_model(cfg.encoder, *places).state_dict()
+                load_strictly(model, encoder_from_timm(model, tensors), cfg.encoder.name)
+        return model.to(self.engine.device)
 
     def _alone(self, work: Callable[[], object]) -> None:
         """Work of the main process, which the others wait for."""
@@ -142,7 +140,7 @@ class FineTuning:
         if path.exists():
             return
         options = dict(self.reduction["calibrate"])
-        data = build(self.cfg.data.train, transform=self.how.build())
+        data = build(self.cfg.data.train, transform=self.kind.test)
         images = torch.stack([data[i][0] for i in range(min(options.pop("images"), len(data)))])
         batches = [(part, None) for part in images.split(CALIBRATION_BATCH)]
         save_matrices(calibrate(self.model, batches, **options), path)
@@ -159,17 +157,17 @@ class FineTuning:
             self.reduction = {"recover": self.cfg.recover, "method": matrices.method(), "blocks": matrices.blocks}
         ttf.apply(self.model, **self.reduction)
 
-    def _correct(self) -> Tensor:
-        return correct(self.model, self.test, self.engine, workers=self.recipe.workers)
+    def _outcomes(self) -> Tensor:
+        return self.kind.score.outcomes(self.model, self.test, self.engine, self.recipe.workers)
 
     def _compressed_and_before(self) -> dict[str, Tensor]:
         """Compress the model; what it got right before the training, uncompressed and compressed (n,) bool."""
         path = self.folder / "state" / "before.safetensors"
         known = not self.cfg.pretrained or path.exists()
-        uncompressed = None if known else self._correct()
+        uncompressed = None if known else self._outcomes()
         self._compress()
         if uncompressed is not None:
-            before = {"uncompressed": uncompressed, "training_free": self._correct()}
+            before = {"uncompressed": uncompressed, "training_free": self._outcomes()}
             self._alone(lambda: atomic_write(path, partial(save_file, before)))
         return load_file(path) if self.cfg.pretrained else {}
 
@@ -193,11 +191,11 @@ class FineTuning:
         report = reporter(self.cfg.logger, self.cfg.name, self.run_id, self.identity) if main else None
         trainer = Trainer(
             self.objective, self.train, self.test, self.recipe, self.folder,
-            engine=self.engine, mixing=self._mixing(), report=report,
+            engine=self.engine, mixing=self._mixing(), report=report, score=self.kind.score,
         )  # fmt: skip
         trainer.resume()
         rows = trainer.fit()
-        outcome = summary({**before, "finetuned": self._correct()}, rows[-1])
+        outcome = summary({**before, "finetuned": self._outcomes()}, self.kind.score, rows[-1])
         outcome["processes"] = self.engine.num_processes
         self._alone(lambda: self._write(outcome))
         return outcome

@@ -1,0 +1,79 @@
+"""What differs between tasks while training: how images come before the model, and the figure that counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import timm.data
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from ttf.data.segmentation import Augmentation
+from ttf.data.transforms import preprocessing
+from ttf.tasks.windows import Inference
+from ttf.training.evaluation import MeanIoU, Score, Top1
+
+Transform = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One task.
+
+    Attributes:
+        training, test: what a data set does to its items.
+        score: the figure of an evaluation.
+    """
+
+    training: Transform
+    test: Transform
+    score: Score
+
+
+def _options(node: DictConfig | None) -> dict[str, Any] | None:
+    options: Any = None if node is None else OmegaConf.to_container(node, resolve=True)
+    return options
+
+
+def _classification(model: nn.Module, cfg: DictConfig) -> Kind:
+    """timm's training transform with the options ``augment``; without these its evaluation transform."""
+    how, options = preprocessing(model), _options(cfg.augment)
+    if options is None:
+        return Kind(how.build(), how.build(), Top1())
+    settings = {"input_size": how.input_size, "mean": how.mean, "std": how.std, **options}
+    return Kind(timm.data.create_transform(is_training=True, **settings), how.build(), Top1())
+
+
+def _segmentation(model: nn.Module, cfg: DictConfig) -> Kind:
+    """``ttf.data.segmentation.Augmentation`` with the options ``augment``; without these whole images."""
+    if cfg.mixing is not None:
+        raise ValueError("mixup and cutmix mix labels of whole images: set mixing=null for segmentation")
+    known: Any = model
+    statistics: dict[str, Any] = {name: tuple(known.pretrained_cfg[name]) for name in ("mean", "std")}
+    inference = Inference(**{**(_options(cfg.model.inference) or {}), **statistics})
+    if inference.window is not None:
+        raise ValueError("training evaluates whole images: set model.inference.window=null model.inference.stride=null")
+
+    def whole(image: Any, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return inference.prepare(image), mask
+
+    options = _options(cfg.augment)
+    return Kind(Augmentation(**options, **statistics) if options else whole, whole, MeanIoU())
+
+
+KINDS = {"cls": _classification, "seg": _segmentation}
+
+
+def kind_of(model: nn.Module, cfg: DictConfig) -> Kind:
+    """The kind of a model's task.
+
+    Args:
+        model: as it trains.
+        cfg: the composed config of ``scripts/finetune.py``: model, augment, mixing.
+
+    Raises:
+        ValueError: options that the task does not have.
+    """
+    return KINDS[cfg.model.tasks[0]](model, cfg)
