@@ -161,7 +161,7 @@ def table(lines: Sequence[ZooLine]) -> Cells:
         [*(COLUMNS[name](line) for name in head), *(_speed_up(line.costs.get(name)) for name in places)]
         for line in lines
     ]
-    return [[*head, *places], *body]
+    return [[*head, *(f"speed-up: {name}" for name in places)], *body]
 
 
 def lines_of(

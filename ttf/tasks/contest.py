@@ -82,9 +82,9 @@ def _of_table(table: str) -> list[Contest]:
     if not files:
         raise ValueError(f"there is no table {table!r}: choose one of {', '.join(sorted(tables()))}")
     contests: dict[str, Contest] = {}
-    for file in files:
-        name = f"{table}/{file.stem}"
-        chosen = compose("eval", [f"experiment={name}"])
+    named = {f"{table}/{file.stem}" for file in files}
+    configs = {name: compose("eval", [f"experiment={name}"]) for name in sorted(named)}
+    for name, chosen in sorted(configs.items(), key=lambda item: item[1].finetuned):  # titles of the training-free ones
         contest = contests.setdefault(chosen.model.name, _contest(chosen.model))
         contest.enter(chosen.title or name, reduction(chosen), name)
     return list(contests.values())
