@@ -26,6 +26,7 @@ OPTIONAL = {
     "onnx": "ONNX export",
     "onnxscript": "ONNX export",
     "onnxruntime": "running exported models",
+    "onedl-mmsegmentation": "mmsegmentation's models beside ours (EXTRAS=dev,openmmlab)",
     "hydra-joblib-launcher": "parallel sweeps (hydra/launcher=joblib)",
     "hydra-submitit-launcher": "sweeps on SLURM (hydra/launcher=submitit_slurm)",
 }
