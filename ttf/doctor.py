@@ -26,7 +26,7 @@ OPTIONAL = {
     "onnx": "ONNX export",
     "onnxscript": "ONNX export",
     "onnxruntime": "running exported models",
-    "onedl-mmsegmentation": "mmsegmentation's models beside ours (EXTRAS=dev,openmmlab)",
+    "onedl-mmsegmentation": "mmsegmentation's models beside ours",
     "hydra-joblib-launcher": "parallel sweeps (hydra/launcher=joblib)",
     "hydra-submitit-launcher": "sweeps on SLURM (hydra/launcher=submitit_slurm)",
 }
@@ -102,7 +102,7 @@ def examine(cfg: DictConfig) -> list[Finding]:
     models = [cast(DictConfig, OmegaConf.load(file)) for file in files]
     return [
         *(_package(name, "everything", "make setup") for name in CORE),
-        *(_package(name, cost, "make setup EXTRAS=dev,sweep") for name, cost in OPTIONAL.items()),
+        *(_package(name, cost, "make setup EXTRAS=dev,openmmlab") for name, cost in OPTIONAL.items()),
         _accelerator(),
         _space(cfg),
         _dataset(cfg),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -181,8 +180,7 @@ def test_experiments_are_complete(configured, name):
 
 
 def _needs(plugin: str) -> None:
-    if importlib.util.find_spec(plugin) is None:
-        pytest.skip(f"needs {plugin}: the extra sweep")
+    pytest.importorskip(plugin, reason=f"needs {plugin}: the extra sweep")
 
 
 @pytest.mark.slow

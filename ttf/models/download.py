@@ -40,9 +40,9 @@ class Published:
         name: of the model's config.
         page: where a person fetches the file.
         licence: SPDX identifier.
-        top1: published, in percent.
+        top1, miou: published, in percent; one of the two.
         params_m: millions of parameters.
-        preprocessing: of the published evaluation.
+        preprocessing: of the published evaluation of a classifier.
         keys: where the tensors may lie in the file, the preferred place first.
         source: of these facts.
         hub: timm's tag, or None.
@@ -55,11 +55,12 @@ class Published:
     name: str
     page: str
     licence: str
-    top1: float
     params_m: float
-    preprocessing: Preprocessing
     keys: tuple[str, ...]
     source: str
+    top1: float | None = None
+    miou: float | None = None
+    preprocessing: Preprocessing | None = None
     hub: str | None = None
     url: str | None = None
     file: str | None = None
@@ -92,8 +93,11 @@ def published(name: str) -> Published:
     if name not in _table():
         raise ValueError(f"no published weights of {name!r} are known: give checkpoint=FILE")
     entry: dict[str, Any] = _table()[name]
-    how: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["preprocessing"].items()}
-    return Published(**{**entry, "name": name, "preprocessing": Preprocessing(**how), "keys": tuple(entry["keys"])})
+    how: dict[str, Any] | None = entry.get("preprocessing")
+    if how is not None:
+        how = {k: tuple(v) if isinstance(v, list) else v for k, v in how.items()}
+    shown = None if how is None else Preprocessing(**how)
+    return Published(**{**entry, "name": name, "preprocessing": shown, "keys": tuple(entry["keys"])})
 
 
 def _digest(path: Path, algorithm: str) -> str:
