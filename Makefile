@@ -13,12 +13,12 @@ MODEL ?= deit_s
 COSTS ?=  # of tables 1 and 2; on a GPU: batch=[256] dtype=bfloat16 modes=[eager,compiled]
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint doctor readings table1 table2 table6 table7 table8 study curves fig2 fig4a fig5 matrices speed clean .sweep-readings .sweep-table6 .sweep-table7 .sweep-table8 .sweep-study .sweep-curves
+.PHONY: help setup demo test lint doctor readings table1 table2 table6 table7 table8 study curves fig2 fig4a fig4b fig4c masks fig5 matrices speed clean .sweep-readings .sweep-table6 .sweep-table7 .sweep-table8 .sweep-study .sweep-curves .sweep-fig4b .sweep-fig4c
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-setup: $(STAMP) ## make .venv with uv and install the project (EXTRAS=dev,sweep for more)
+setup: $(STAMP) ## make .venv with uv and install the project (EXTRAS=dev,openmmlab for more)
 
 $(STAMP): pyproject.toml
 	@test -x $(PY) || { command -v uv >/dev/null && uv venv --python 3.11 $(VENV); } || python3 -m venv $(VENV)
@@ -62,10 +62,26 @@ DIFFRATE_paper := method.model=ViT-S-DeiT method.target=2.3,2.5,2.7,2.9,3.1
 CONFIRMED := study/default,study/informative,study/late_4_6_8,study/late_4_6_8_10,study/feature_xk
 SHOWN := models=[$(MODELS)] suffix=$(if $(filter tiny,$(scale)),,_$(scale))
 
+# Segmentation: Segmenter-L has 24 blocks, the models of the other scales have 12, with places in proportion.
+CAMVID ?= $(firstword $(wildcard data/camvid $(SHARED)/data/camvid) data/camvid)
+SEGMENTER_mini := segmenter_mini
+SEGMENTER_tiny := segmenter_ti_camvid
+SEGMENTER_paper = $(if $(findstring fig4c,$@),segmenter_l_cityscapes,segmenter_l)
+SEGMENTER = $(SEGMENTER_$(scale))
+SEGMENT = model=$(SEGMENTER) paths.camvid=$(CAMVID) $(if $(WEIGHTS),paths.weights=$(WEIGHTS))
+DENSE = $(PY) scripts/eval.py -m $(SEGMENT) throughput.batch_size=0 on_missing=skip
+COUNT = $(PY) scripts/count.py -m $(SEGMENT)
+DENSE_RATIOS ?= 0.5,0.6,0.7,0.8,0.9
+PEER_RATIOS ?= 0.5,0.7,0.8,0.9
+12_BLOCKS := $(filter-out paper,$(scale))
+EVIT_AT := 'blocks=[3,6,9]'
+EVERY := 'blocks=[0,1,2,3,4,5,6,7,8,9,10,11]'
+place = $(if $(12_BLOCKS),'blocks=[$(lastword $(subst :, ,$(1)))]')
+
 # Which sweeps are complete, by content: configs, names of rows, command. Hydra needs a quarter of a second to skip a row.
 SWEPT := results/runs/.swept
 KEY = { find configs -name '*.yaml' | LC_ALL=C sort | xargs cat; (cd results/runs && LC_ALL=C ls | grep json); \
-  echo '$@ $(EVAL) $(RATIOS) $(TOME_R) $(DIFFRATE_$(scale)) $(CONFIRMED)'; } | sha256sum | cut -c1-16
+  echo '$@ $(EVAL) $(RATIOS) $(TOME_R) $(DIFFRATE_$(scale)) $(CONFIRMED) $(SEGMENTER) $(DENSE_RATIOS) $(PEER_RATIOS)'; } | sha256sum | cut -c1-16
 define sweep
 @if grep -qsx "$$($(KEY))" $(SWEPT); then echo "$@: all rows are there"; \
 else $(MAKE) --no-print-directory .sweep-$@ && $(KEY) >> $(SWEPT); fi
@@ -130,6 +146,34 @@ fig2: curves ## Fig. 2: class-token error against accuracy, over methods and rat
 
 fig4a: curves ## Fig. 4a: accuracy and KL against GMACs
 	$(PY) scripts/figure.py figure=fig4a $(SHOWN)
+
+# $(1): the script with its options, $(2): the figure, $(3): numbers of full blocks of Hourglass, and where that is in 12.
+define dense
+$(1) experiment=$(2)/none
+$(1) 'experiment=glob($(2)/ours*)' ratio=$(DENSE_RATIOS)
+$(1) experiment=$(2)/evit ratio=$(PEER_RATIOS) $(if $(12_BLOCKS),$(EVIT_AT))
+$(1) experiment=$(2)/tome_dense ratio=$(PEER_RATIOS) $(if $(12_BLOCKS),$(EVERY))
+$(foreach pair,$(3),$(1) experiment=$(2)/hourglass_$(firstword $(subst :, ,$(pair))) $(call place,$(pair)) &&) true
+endef
+
+fig4b: setup ## Fig. 4b: mIoU and KL against GMACs, Segmenter-L on ADE20K (scale=tiny: CamVid, mini: scenes)
+	$(sweep)
+	$(PY) scripts/figure.py figure=$@ models=[$(SEGMENTER)] suffix=$(if $(filter tiny,$(scale)),,_$(scale))
+
+fig4c: setup ## Fig. 4c: the same on Cityscapes
+	$(sweep)
+	$(PY) scripts/figure.py figure=$@ models=[$(SEGMENTER)] suffix=$(if $(filter tiny,$(scale)),,_$(scale))
+
+.sweep-fig4b:
+	$(if $(12_BLOCKS),,$(call dense,$(COUNT),fig4b,16 10 8))
+	$(call dense,$(DENSE),fig4b,16:7 10:4 8:3)
+
+.sweep-fig4c:
+	$(if $(12_BLOCKS),,$(call dense,$(COUNT),fig4c,18 12 10))
+	$(call dense,$(DENSE),fig4c,18:8 12:5 10:4)
+
+masks: setup ## predicted masks side by side, and where each method's differ from the uncompressed model's
+	$(PY) scripts/masks.py $(SEGMENT)
 
 fig5: setup ## Fig. 5: informative tokens and heat maps of W on photographs
 	for model in $(subst $(comma), ,$(MODELS)); do $(PY) scripts/visualize.py model=$$model limit=6 seed=3 pick=[2,3,5] \

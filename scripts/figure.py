@@ -1,4 +1,4 @@
-"""Draw Fig. 2 or Fig. 4a from rows alone: ``python scripts/figure.py figure=fig4a``."""
+"""Draw Fig. 2, 4a, 4b or 4c from rows alone: ``python scripts/figure.py figure=fig4a``."""
 
 from __future__ import annotations
 
@@ -9,26 +9,53 @@ from omegaconf import DictConfig
 
 from ttf import cli
 from ttf.data.files import atomic_write
+from ttf.results import dense
 from ttf.results.curves import accuracy_against_gmacs, error_against_accuracy
 from ttf.results.lines import Sources, curves_of
 from ttf.results.ranking import ranking
-from ttf.results.tables import markdown
+from ttf.results.speed import read
+from ttf.results.tables import markdown, show
 
 FIGURES = {"fig2": error_against_accuracy, "fig4a": accuracy_against_gmacs}
 
 
+def _write(text: str, path: Path) -> None:
+    atomic_write(path, lambda temporary: temporary.write_text(text))
+    print(path)
+
+
+def of_classifiers(cfg: DictConfig, sources: Sources, picture: Path, table: Path) -> None:
+    """Fig. 2 and 4a; beside the latter, who is first at which budget."""
+    curves, base = curves_of(cfg.models, sources)
+    FIGURES[cfg.figure](curves, base, picture)
+    print(picture)
+    if cfg.figure == "fig4a":
+        _write(markdown(ranking(curves, base)), table)
+
+
+def of_segmentation(cfg: DictConfig, sources: Sources, picture: Path, table: Path) -> None:
+    """Fig. 4b and 4c, each with its table."""
+    counted = read(Path(cfg.paths.results) / "speed" / f"{cfg.figure}.csv")
+    entries = dense.gather(cfg.figure, cfg.models, sources, counted)
+    parts = []
+    for entry in entries:
+        cells = dense.table(entry)
+        show(cells, entry.model)
+        parts.append(f"**{entry.model}**\n\n{markdown(cells)}")
+    dense.figure(entries, picture)
+    print(picture)
+    _write("\n".join([*parts, f"{dense.LEGEND}.\n"]), table)
+
+
 @hydra.main(version_base="1.3", config_path="../configs", config_name="figure")
 def main(cfg: DictConfig) -> None:
-    if cfg.figure not in FIGURES:
-        raise ValueError(f"figure must be one of {', '.join(FIGURES)}, got {cfg.figure!r}")
-    curves, base = curves_of(cfg.models, Sources(cfg.paths.runs, cfg.quoted, cli.EXPERIMENTS))
-    path = Path(cfg.paths.results) / "figures" / f"{cfg.figure}{cfg.suffix}.png"
-    FIGURES[cfg.figure](curves, base, path)
-    print(path)
-    if cfg.figure == "fig4a":
-        table = Path(cfg.paths.results) / "tables" / f"fig4a{cfg.suffix}.md"
-        atomic_write(table, lambda temporary: temporary.write_text(markdown(ranking(curves, base))))
-        print(table)
+    known = [*FIGURES, *dense.FIGURES]
+    if cfg.figure not in known:
+        raise ValueError(f"figure must be one of {', '.join(known)}, got {cfg.figure!r}")
+    name, results = f"{cfg.figure}{cfg.suffix}", Path(cfg.paths.results)
+    draw = of_segmentation if cfg.figure in dense.FIGURES else of_classifiers
+    sources = Sources(cfg.paths.runs, cfg.quoted, cli.EXPERIMENTS)
+    draw(cfg, sources, results / "figures" / f"{name}.png", results / "tables" / f"{name}.md")
 
 
 if __name__ == "__main__":

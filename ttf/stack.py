@@ -79,6 +79,16 @@ def _local(block: nn.Module, number: int, plan: Plan, state: State, keep: int) -
     return state._replace(x=x, chain=(*state.chain, (number, reduction)))
 
 
+def _per_branch(block: nn.Module, number: int, plan: Plan, state: State, keep: int) -> State:
+    """One block, each of its two branches on fewer tokens; nothing is left to undo, so the chain stays as it is."""
+    x = state.x
+    for norm, branch in plan.host.branches(block):
+        normed = norm(x)
+        reduction = plan.method.reduce(LayerView(normed, plan.prefix, block=number, grid=state.grid), keep)
+        x = x + reduction.up(branch(reduction.down(normed)))
+    return state._replace(x=x)
+
+
 def _advance(block: nn.Module, number: int, plan: Plan, recovery: Recovery | None, state: State) -> State:
     """One block: attention, reduction if the schedule says so, feed-forward."""
     x, sizes, chain, grid = state
@@ -91,6 +101,8 @@ def _advance(block: nn.Module, number: int, plan: Plan, recovery: Recovery | Non
         return state._replace(x=plan.host.feed_forward(block, view.x))
     if plan.method.around:
         return _local(block, number, plan, state, keep)
+    if plan.method.per_branch:
+        return _per_branch(block, number, plan, state, keep)
     view = plan.host.attend(block, x, log_sizes, plan.method.wanted, plan.prefix)
     view = replace(view, sizes=sizes, block=number, grid=grid)
     reduction = plan.method.reduce(view, keep)

@@ -13,6 +13,7 @@ from ttf.ops.attention import Wanted
 from ttf.schedule import Schedule
 
 Attend = Callable[[nn.Module, Tensor, Tensor | None, Wanted, int], LayerView]
+Branch = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # what goes in (a norm), and the rest
 
 # class of the model (module.Class, any base class counts) -> module with a function ``host(model)``
 SUPPORTED = {
@@ -33,6 +34,8 @@ class Host:
         attend: (block, x, sizes, wanted, prefix) -> view: tokens after the attention residual, and what was wanted of
             the layer. ``sizes`` (B, N) or None enter as log s (Eq. 7).
         feed_forward: (block, x) -> tokens after the feed-forward residual.
+        branches: (block) -> its two residual branches: the block is x + rest(norm(x)), first attention, then
+            feed-forward. For methods that merge inside a branch; there are no sizes there.
         prefix: number of prefix tokens of a model.
         blocks: default blocks to reduce at, from the depth.
         reads_class_token: whether a model's head reads the class token (or distillation token) and nothing else.
@@ -45,6 +48,7 @@ class Host:
 
     attend: Attend
     feed_forward: Callable[[nn.Module, Tensor], Tensor]
+    branches: Callable[[nn.Module], tuple[Branch, Branch]]
     prefix: Callable[[nn.Module], int]
     blocks: Callable[[int], tuple[int, ...]]
     reads_class_token: Callable[[nn.Module], bool]

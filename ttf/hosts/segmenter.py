@@ -117,7 +117,7 @@ def host(model: nn.Module, recover_at: str = "backbone") -> Host:
     if type(model) not in (Segmenter, CompressedSegmenter):
         raise ValueError(f"{type(model).__name__} is a subclass of Segmenter: ttf can enter a plain Segmenter only")
     return DenseHost(
-        attend=TIMM_VIT.attend, feed_forward=TIMM_VIT.feed_forward, prefix=_prefix, blocks=dense_blocks,
-        reads_class_token=_reads_class_token, grid=_grid, enter=_enter, leave=_leave, container="encoder.blocks",
-        recover_at=recover_at,
+        attend=TIMM_VIT.attend, feed_forward=TIMM_VIT.feed_forward, branches=TIMM_VIT.branches, prefix=_prefix,
+        blocks=dense_blocks, reads_class_token=_reads_class_token, grid=_grid, enter=_enter, leave=_leave,
+        container="encoder.blocks", recover_at=recover_at,
     )  # fmt: skip

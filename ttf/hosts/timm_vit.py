@@ -15,7 +15,7 @@ from timm.layers import Attention, AttentionPoolLatent
 from timm.models import vision_transformer as vit
 from torch import Tensor, nn
 
-from ttf.hosts import Host
+from ttf.hosts import Branch, Host
 from ttf.methods.base import LayerView
 from ttf.ops.attention import (
     Wanted,
@@ -84,6 +84,18 @@ def _feed_forward(block: Any, x: Tensor) -> Tensor:
     if isinstance(block, vit.ResPostBlock):
         return x + block.drop_path2(block.norm2(block.mlp(x)))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+def _branches(block: Any) -> tuple[Branch, Branch]:
+    if isinstance(block, vit.ResPostBlock):
+        return (
+            (nn.Identity(), lambda x: block.drop_path1(block.norm1(block.attn(x)))),
+            (nn.Identity(), lambda x: block.drop_path2(block.norm2(block.mlp(x)))),
+        )
+    return (
+        (block.norm1, lambda x: block.drop_path1(block.ls1(block.attn(x)))),
+        (block.norm2, lambda x: block.drop_path2(block.ls2(block.mlp(x)))),
+    )
 
 
 class _Replay:
@@ -248,6 +260,7 @@ def _reads_class_token(model: Any) -> bool:
 TIMM_VIT = Host(
     attend=_attend,
     feed_forward=_feed_forward,
+    branches=_branches,
     prefix=_prefix,
     blocks=thirds,
     reads_class_token=_reads_class_token,

@@ -21,6 +21,7 @@ from ttf.methods.sinkhorn import Sinkhorn
 from ttf.methods.sit import SiT
 from ttf.methods.token_transform import PRESETS, TokenTransform
 from ttf.methods.tome import ToMe
+from ttf.methods.tome_dense import ToMeDense
 from ttf.methods.top_k import TopK
 from ttf.methods.tps import TPS
 from ttf.methods.uniform import UniformPool, UniformStride
@@ -28,6 +29,7 @@ from ttf.methods.uniform import UniformPool, UniformStride
 METHODS: dict[str, type[Method]] = {
     "token_transform": TokenTransform,
     "tome": ToMe,
+    "tome_dense": ToMeDense,
     "evit": EViT,
     "tps": TPS,
     "ats": ATS,

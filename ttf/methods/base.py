@@ -72,6 +72,14 @@ class Method(ABC):
         return False
 
     @property
+    def per_branch(self) -> bool:
+        """Whether tokens are merged before the attention and again before the feed-forward, and back right after each.
+
+        ``reduce`` then sees what goes into the branch as ``LayerView.x``, and tokens are dense between the branches.
+        """
+        return False
+
+    @property
     def adaptive(self) -> bool:
         """Whether the number of tokens depends on the image; ``keep`` is then an upper bound."""
         return False

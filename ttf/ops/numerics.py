@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def full_precision(x: Tensor) -> torch.autocast:
@@ -12,8 +13,10 @@ def full_precision(x: Tensor) -> torch.autocast:
 
 
 def can_inspect(x: Tensor) -> bool:
-    """Whether looking at the values is free: eager, on a CPU, not while compiling, exporting or tracing."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    """Whether looking at the values is free: eager, on a CPU, not while compiling, exporting, tracing or counting."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return x.device.type == "cpu" and not isinstance(x, FakeTensor)  # which has a shape and no values
 
 
 def require_finite(x: Tensor, what: str) -> None:

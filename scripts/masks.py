@@ -1,0 +1,23 @@
+"""Predicted masks side by side: ``python scripts/masks.py model=segmenter_ti_camvid limit=3``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from ttf import cli
+from ttf.results.masks import figure
+from ttf.tasks.masks import examples
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="masks")
+def main(cfg: DictConfig) -> None:
+    shown, data = examples(cfg, cfg.pick)
+    figure(shown, data.classes, data.palette, Path(cfg.figure))
+    print(cfg.figure)
+
+
+if __name__ == "__main__":
+    cli.run(main)

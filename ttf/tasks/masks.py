@@ -1,0 +1,65 @@
+"""What a segmentation model predicts for some images, uncompressed and with several methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra import compose
+from omegaconf import DictConfig
+from torch import nn
+
+import ttf
+from ttf.data.imagenet import BadImageError
+from ttf.models.weights import load_model
+from ttf.results.masks import Example
+from ttf.tasks.options import check_pair, reduction
+from ttf.tasks.segmentation import Segmentation, label_map
+
+
+def ways(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """Arguments of ``ttf.apply`` by title, of the experiments in ``cfg.ways``.
+
+    Raises:
+        ValueError: an experiment that compresses nothing, or needs images to calibrate on.
+    """
+    found = {}
+    for words in cfg.ways:
+        name, *overrides = words.split()
+        chosen = compose("eval", [f"experiment={name}", f"model={cfg.model.name}", *overrides])
+        options = reduction(chosen)
+        if options is None or "calibrate" in options:
+            raise ValueError(f"experiment {name} has no masks of its own: choose one that compresses without images")
+        found[chosen.title or name] = options
+    return found
+
+
+def _example(task: Segmentation, model: nn.Module, position: int, methods: Mapping[str, dict[str, Any]]) -> Example:
+    _, item = task.data[position]
+    if isinstance(item, BadImageError):
+        raise item
+    picture, truth = item
+    image, size = task.inference.prepare(picture), (truth.shape[0], truth.shape[1])
+    base = label_map(task.inference.logits(model, image), size).cpu()
+    predictions = {}
+    for title, options in methods.items():
+        with ttf.applied(model, **options):
+            predictions[title] = label_map(task.inference.logits(model, image), size).cpu()
+    return Example(picture, truth, base, predictions)
+
+
+def examples(cfg: DictConfig, positions: Sequence[int] | None) -> tuple[list[Example], Any]:
+    """Predictions for the images at ``positions`` of the shuffle (None: all of them), and the data set.
+
+    Raises:
+        ValueError: the model is not for segmentation, there is no such image, or see ``ways``.
+    """
+    check_pair(cfg)
+    task, methods = Segmentation(cfg), ways(cfg)
+    outside = [position for position in positions or () if not 0 <= position < len(task.data)]
+    if outside:
+        raise ValueError(f"no image at {outside}: there are {len(task.data)}, from 0 on (limit={cfg.limit})")
+    model = load_model(cfg.model, cfg.checkpoint, cfg.paths.weights, cfg.paths.downloads)
+    task.adopt(model)
+    chosen = range(len(task.data)) if positions is None else positions
+    return [_example(task, model, position, methods) for position in chosen], task.set
