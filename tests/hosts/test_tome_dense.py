@@ -133,6 +133,7 @@ def test_gradients_reach_every_parameter(model: Any, images: Images):
 
 
 def test_it_compiles_as_one_graph(stir: Callable[[nn.Module], nn.Module], images: Images):
+    torch.compiler.reset()  # of what other tests compiled: there is a limit
     model, x = stir(Segmenter(**{**SMALL, "depth": 1})), images(2, 64)
     ttf.apply(model, "tome_dense", ratio=0.7, blocks=(0,))
     graph: Any = torch.compile(model, fullgraph=True, backend="eager")
