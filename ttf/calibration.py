@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -25,6 +25,7 @@ from ttf.stack import CompressedStack, Plan, State, twin_with
 
 Batch = tuple[Tensor, Tensor | None]
 PARTS = ("merge", "recover", "mask")
+BATCH = 16  # images that go through the model together
 
 
 class _Untouched(Method):
@@ -161,6 +162,11 @@ def calibrate(
     ranks, (_, columns) = token_importance(model, batches, blocks)
     prefix = hosts.find(model).prefix(model)
     return PruneAndMerge(matrices(ranks, columns, prefix, keep_rate, prune_rate, decay))
+
+
+def calibrate_on(model: nn.Module, images: Tensor, **options: Any) -> PruneAndMerge:
+    """``calibrate`` on images (n, 3, H, W) with the model's own answers as labels; ``options`` as there."""
+    return calibrate(model, [(batch, None) for batch in images.split(BATCH)], **options)
 
 
 def save_matrices(method: PruneAndMerge, path: Path) -> None:

@@ -20,6 +20,11 @@ USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException)
 INTERRUPTED = 130
 
 
+def experiment_folders() -> list[str]:
+    """Names of the folders of experiments, one a table or figure."""
+    return sorted(folder.name for folder in EXPERIMENTS.iterdir() if folder.is_dir())
+
+
 def expand_experiments(arguments: Sequence[str]) -> list[str]:
     """``experiment=glob(table/*)`` as a list of names: Hydra's own glob does not look into sub-folders.
 
@@ -33,8 +38,7 @@ def expand_experiments(arguments: Sequence[str]) -> list[str]:
             return argument
         files = sorted(EXPERIMENTS.glob(f"{found[1]}.yaml"))
         if not files:
-            folders = ", ".join(sorted(f.name for f in EXPERIMENTS.iterdir() if f.is_dir()))
-            raise ValueError(f"no experiment fits {found[1]!r}: there are {folders}")
+            raise ValueError(f"no experiment fits {found[1]!r}: there are {', '.join(experiment_folders())}")
         return "experiment=" + ",".join(str(f.relative_to(EXPERIMENTS).with_suffix("")) for f in files)
 
     return [expand(argument) for argument in arguments]

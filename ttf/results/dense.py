@@ -24,7 +24,7 @@ matplotlib.use("Agg")
 FIGURES = ("fig4b", "fig4c")
 MARKERS = "osD^v<>pP"
 COLOURS = {
-    "uncompressed": "black",
+    "uncompressed": "tab:red",
     "ours (literal)": "tab:purple",
     "ours (literal), back on the masks": "tab:pink",
     "ours (default)": "black",

@@ -50,6 +50,21 @@ def flat(row: Row) -> dict[str, float]:
     return numbers | ({"speed_up": speed["speed_up"]} if speed else {})
 
 
+def wandb_run(logger: DictConfig, run_id: str, **options: Any) -> Any:
+    """A W&B run, which goes on where it is already there; ``options`` of ``wandb.init``.
+
+    Raises:
+        ValueError: W&B cannot be reached and WANDB_MODE=offline is not set.
+    """
+    import wandb
+
+    places = {"project": logger.project, "entity": logger.entity, "dir": logger.dir}
+    try:
+        return wandb.init(**places, id=run_id, resume="allow", **options)
+    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        raise ValueError(f"W&B: {error}. Set WANDB_MODE=offline to log to disk") from error
+
+
 def log_row(row: Row, logger: DictConfig) -> None:
     """Send a row to the configured logger: nothing for "none", a W&B run for "wandb".
 
@@ -58,14 +73,7 @@ def log_row(row: Row, logger: DictConfig) -> None:
     """
     if logger.name != "wandb":
         return
-    import wandb
-
-    try:
-        run = wandb.init(
-            project=logger.project, entity=logger.entity, dir=logger.dir, id=row["id"], resume="allow",
-            group=(row["experiments"] or [None])[0], name=row["config"]["model"]["name"], config=row["config"],
-        )  # fmt: skip
-    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-        raise ValueError(f"W&B: {error}. Set WANDB_MODE=offline to log to disk") from error
+    group, name = (row["experiments"] or [None])[0], row["config"]["model"]["name"]
+    run = wandb_run(logger, row["id"], group=group, name=name, config=row["config"])
     run.log(flat(row))
     run.finish()

@@ -67,6 +67,13 @@ class Task(ABC):
         """What of the task can change the numbers: part of a row's identity."""
         return {"name": self.cfg.task.name, "dataset": self.cfg.task.dataset}
 
+    def check_positions(self, positions: Sequence[int]) -> None:
+        """Raise ``ValueError`` where there is no image at a position of the shuffle."""
+        outside = [position for position in positions if not 0 <= position < len(self.data)]
+        if outside:
+            there = f"there are {len(self.data)}, from 0 on (limit={self.cfg.limit})"
+            raise ValueError(f"no image at {outside}: {there}")
+
     @abstractmethod
     def adopt(self, model: nn.Module) -> Row:
         """Take on the model's preprocessing and ``input_size`` (3, H, W); the preprocessing in plain values."""

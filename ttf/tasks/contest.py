@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hydra import compose
 from omegaconf import DictConfig
 
+from ttf.cli import EXPERIMENTS, experiment_folders
+from ttf.results.speed import BASE
 from ttf.tasks.options import reduction
-
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "configs" / "experiment"
-BASE = "uncompressed"
 
 
 @dataclass(frozen=True)
@@ -65,22 +63,33 @@ def _configured(cfg: DictConfig) -> Contest:
     return contest
 
 
+def experiment(words: str, model: str) -> tuple[str, DictConfig, dict[str, Any] | None]:
+    """An experiment with overrides, "fig4a/evit ratio=0.7", on a model.
+
+    Returns:
+        Its name, its composed config, and the arguments of ``ttf.apply``, None where it compresses nothing or needs
+        images to calibrate on.
+    """
+    name, *overrides = words.split()
+    chosen = compose("eval", [f"model={model}", f"experiment={name}", *overrides])
+    options = reduction(chosen)
+    return name, chosen, None if options is None or "calibrate" in options else options
+
+
 def _named(cfg: DictConfig) -> Contest:
     contest = _contest(cfg.model)
     for words in cfg.experiments:
-        name, *overrides = words.split()
-        chosen = compose("eval", [f"model={cfg.model.name}", f"experiment={name}", *overrides])
-        options = reduction(chosen)
-        if options is None or "calibrate" in options:
+        name, chosen, options = experiment(words, cfg.model.name)
+        if options is None:
             raise ValueError(f"experiment {name} cannot be timed: it compresses nothing, or needs images to calibrate")
-        contest.enter(" ".join([chosen.title or name, *overrides]), options, name)
+        contest.enter(" ".join([chosen.title or name, *words.split()[1:]]), options, name)
     return contest
 
 
 def _of_table(table: str) -> list[Contest]:
     files = sorted((EXPERIMENTS / table).glob("*.yaml"))
     if not files:
-        raise ValueError(f"there is no table {table!r}: choose one of {', '.join(sorted(tables()))}")
+        raise ValueError(f"there is no table {table!r}: choose one of {', '.join(experiment_folders())}")
     contests: dict[str, Contest] = {}
     named = {f"{table}/{file.stem}" for file in files}
     configs = {name: compose("eval", [f"experiment={name}"]) for name in sorted(named)}
@@ -88,11 +97,6 @@ def _of_table(table: str) -> list[Contest]:
         contest = contests.setdefault(chosen.model.name, _contest(chosen.model))
         contest.enter(chosen.title or name, reduction(chosen), name)
     return list(contests.values())
-
-
-def tables() -> list[str]:
-    """Names of the folders of experiments."""
-    return [folder.name for folder in EXPERIMENTS.iterdir() if folder.is_dir()]
 
 
 def contests(cfg: DictConfig) -> list[Contest]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hydra import compose
 from omegaconf import DictConfig
 from torch import nn
 
@@ -13,7 +12,8 @@ import ttf
 from ttf.data.imagenet import BadImageError
 from ttf.models.weights import load_model
 from ttf.results.masks import Example
-from ttf.tasks.options import check_pair, reduction
+from ttf.tasks.contest import experiment
+from ttf.tasks.options import check_pair
 from ttf.tasks.segmentation import Segmentation, label_map
 
 
@@ -25,10 +25,8 @@ def ways(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     """
     found = {}
     for words in cfg.ways:
-        name, *overrides = words.split()
-        chosen = compose("eval", [f"experiment={name}", f"model={cfg.model.name}", *overrides])
-        options = reduction(chosen)
-        if options is None or "calibrate" in options:
+        name, chosen, options = experiment(words, cfg.model.name)
+        if options is None:
             raise ValueError(f"experiment {name} has no masks of its own: choose one that compresses without images")
         found[chosen.title or name] = options
     return found
@@ -56,9 +54,7 @@ def examples(cfg: DictConfig, positions: Sequence[int] | None) -> tuple[list[Exa
     """
     check_pair(cfg)
     task, methods = Segmentation(cfg), ways(cfg)
-    outside = [position for position in positions or () if not 0 <= position < len(task.data)]
-    if outside:
-        raise ValueError(f"no image at {outside}: there are {len(task.data)}, from 0 on (limit={cfg.limit})")
+    task.check_positions(positions or ())
     model = load_model(cfg.model, cfg.checkpoint, cfg.paths.weights, cfg.paths.downloads)
     task.adopt(model)
     chosen = range(len(task.data)) if positions is None else positions

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import ttf
 from ttf import api
-from ttf.calibration import calibrate, load_matrices
+from ttf.calibration import calibrate_on, load_matrices
 from ttf.data.transforms import Preprocessing
 from ttf.errors import MissingError
 from ttf.measure.provenance import provenance
@@ -32,7 +32,6 @@ from ttf.tasks.options import check_pair, pick_device, pick_dtype, reduction
 
 # what can change the numbers, and nothing else, makes a run's identity
 IDENTITY = ("task", "model", "method", "schedule", "recover", "dtype", "limit", "seed", "on_bad_image")
-CALIBRATION_BATCH = 16
 COUNTED_IMAGES = 16  # where the number of tokens depends on the image, GMACs are a mean over so many
 
 
@@ -103,9 +102,8 @@ class Run:
         return model, how
 
     def _calibrated(self, model: nn.Module, images: int, **options: Any) -> PruneAndMerge:
-        """Prune and Merge from a pass over the first images, with the model's own answers as labels."""
-        batches = [(batch, None) for batch in self.task.images(range(images)).split(CALIBRATION_BATCH)]
-        return calibrate(model, batches, **options)
+        """Prune and Merge from a pass over the first images."""
+        return calibrate_on(model, self.task.images(range(images)), **options)
 
     def photographs(self, positions: Sequence[int]) -> tuple[nn.Module, Tensor, Preprocessing]:
         """The uncompressed model, the images (B, 3, H, W) at ``positions`` of the shuffle, and their preprocessing.
@@ -115,10 +113,7 @@ class Run:
         """
         if not isinstance(self.task, Classification):
             raise ValueError(f"this picture is of classifiers, and the task is {self.cfg.task.name}: set task=cls")
-        outside = [position for position in positions if not 0 <= position < len(self.task.data)]
-        if outside:
-            there = f"there are {len(self.task.data)}, from 0 on (limit={self.cfg.limit})"
-            raise ValueError(f"no image at {outside}: {there}")
+        self.task.check_positions(positions)
         model, _ = self._load()
         return model, self.task.images(positions), self.task.how
 

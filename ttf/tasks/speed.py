@@ -35,11 +35,11 @@ def _batch_for(gmacs: float) -> int:
     return batch
 
 
-def _tokens_alone(model: nn.Module, images: Tensor) -> float:
+def _tokens_alone(model: nn.Module, images: Tensor, whole: float) -> float:
     """GMACs of the same numbers of tokens without the method's own arithmetic: tokens dropped at random."""
     plan = api.plan(model)
     if plan is None:
-        return ttf.measure.gmacs(model, images.shape, images)
+        return whole
     with ttf.applied(api.twin(model), "random_pruning", schedule=plan.schedule) as dropping:
         return ttf.measure.gmacs(dropping, images.shape, images)
 
@@ -47,7 +47,8 @@ def _tokens_alone(model: nn.Module, images: Tensor) -> float:
 def _arithmetic(model: nn.Module, images: Tensor) -> dict[str, float]:
     """GMACs an image: all, those of the numbers of tokens alone, and what fvcore counts for norms."""
     whole = ttf.measure.gmacs(model, images.shape, images)
-    parts = {"gmacs": whole, "gmacs_tokens": _tokens_alone(model, images), "gmacs_norms": norm_gops(model, images)}
+    parts = {"gmacs": whole, "gmacs_tokens": _tokens_alone(model, images, whole)}
+    parts["gmacs_norms"] = norm_gops(model, images)
     return {name: value / len(images) for name, value in parts.items()}
 
 

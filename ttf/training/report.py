@@ -7,11 +7,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from ttf.results.report import wandb_run
+
 Report = Callable[[dict[str, float]], None]
 
 
 def reporter(logger: DictConfig, name: str, run_id: str, config: dict[str, Any]) -> Report | None:
-    """A function that logs a row of the training log: loss, lr and top-1 at a step; None where the logger is "none".
+    """A function that logs a row of the training log, loss, lr and score at a step; None where the logger is "none".
 
     Args:
         logger: config group ``logger``.
@@ -24,13 +26,5 @@ def reporter(logger: DictConfig, name: str, run_id: str, config: dict[str, Any])
     """
     if logger.name != "wandb":
         return None
-    import wandb
-
-    try:
-        run = wandb.init(
-            project=logger.project, entity=logger.entity, dir=logger.dir, id=run_id, resume="allow", name=name,
-            config=config, reinit="finish_previous",
-        )  # fmt: skip
-    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-        raise ValueError(f"W&B: {error}. Set WANDB_MODE=offline to log to disk") from error
+    run = wandb_run(logger, run_id, name=name, config=config, reinit="finish_previous")
     return lambda row: run.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))

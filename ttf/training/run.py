@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import ttf
 from ttf.building import build
-from ttf.calibration import calibrate, load_matrices, save_matrices
+from ttf.calibration import calibrate_on, load_matrices, save_matrices
 from ttf.data.files import atomic_write
 from ttf.models.segmenter import Segmenter, encoder_from_timm
 from ttf.models.weights import load_model, load_strictly, save_weights
@@ -34,7 +34,6 @@ from ttf.training.state import StateFolder
 TRAINING = ("model", "method", "data", "augment", "mixing", "objective", "train", "pretrained", "checkpoint", "encoder")
 REDUCTION = ("schedule", "recover")
 INCIDENTAL = {"train": ("workers", "accumulate"), "data": ("root",)}
-CALIBRATION_BATCH = 16
 
 
 def identity(cfg: DictConfig) -> Row:
@@ -142,8 +141,7 @@ class FineTuning:
         options = dict(self.reduction["calibrate"])
         data = build(self.cfg.data.train, transform=self.kind.test)
         images = torch.stack([data[i][0] for i in range(min(options.pop("images"), len(data)))])
-        batches = [(part, None) for part in images.split(CALIBRATION_BATCH)]
-        save_matrices(calibrate(self.model, batches, **options), path)
+        save_matrices(calibrate_on(self.model, images, **options), path)
 
     def _compress(self) -> None:
         """Token reduction as the config says; a method with matrices brings them into the objective."""
