@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ttf.ops.attention import column_sums, fused_attention, mapped_attention, size_bias
+from ttf.ops import attention as attention_ops
+from ttf.ops.attention import column_sums, fused_attention, mapped_attention, size_bias, summed_attention
 
 
 @st.composite
@@ -114,3 +115,46 @@ def test_class_rows_need_a_class_token() -> None:
 def test_unknown_rows_list_the_valid_ones() -> None:
     with pytest.raises(ValueError, match="all, patch, class"):
         column_sums(torch.ones(1, 1, 2, 2), "cls")  # type: ignore[arg-type]
+
+
+@given(heads(), st.booleans(), st.sampled_from(["all", "patch"]), st.integers(0, 2), st.integers(1, 400))
+def test_column_sums_in_blocks_are_those_of_the_whole_map(
+    qkv: tuple[Tensor, Tensor, Tensor], biased: bool, rows: str, prefix: int, block: int
+) -> None:
+    q, k, v = qkv
+    sizes = _sizes(q)
+    sizes[:, -1] = 0.0 if q.shape[2] > 1 else 1.0  # padding
+    bias = size_bias(sizes if biased else None, q.dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_ops, "CPU_BLOCK", block)  # several images, heads or queries at a time, or one
+        out, sums = summed_attention(q, k, v, bias, 0.3, rows=rows, prefix=min(prefix, q.shape[2] - 1))
+    whole, attention = mapped_attention(q, k, v, bias, 0.3)
+    torch.testing.assert_close(out, whole, atol=1e-6, rtol=1e-6)
+    expected = column_sums(attention, rows, min(prefix, q.shape[2] - 1))
+    torch.testing.assert_close(sums, expected, atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_column_sums_in_blocks_keep_float32_in_half_precision(dtype: torch.dtype) -> None:
+    q, k, v = torch.randn(3, 2, 2, 9, 4, generator=torch.Generator().manual_seed(0)).to(dtype).unbind(0)
+    out, sums = summed_attention(q, k, v, None, 0.5)
+    assert out.dtype == dtype
+    assert sums.dtype == torch.float32
+    torch.testing.assert_close(sums.sum(1), torch.full((2,), 9.0), atol=1e-5, rtol=0)
+
+
+def test_column_sums_have_a_gradient() -> None:
+    q, k, v = torch.randn(3, 1, 2, 5, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    q.requires_grad_()
+    summed_attention(q, k, v, None, 0.5)[1].square().sum().backward()
+    assert q.grad is not None
+    assert float(q.grad.abs().sum()) > 0
+
+
+def test_an_additive_bias_is_left_as_it_was() -> None:
+    q, k, v = torch.randn(3, 2, 2, 5, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    bias = size_bias(torch.rand(2, 5) + 0.5, q.dtype)
+    assert bias is not None
+    before = bias.clone()
+    summed_attention(q, k, v, bias, 0.5)
+    assert torch.equal(bias, before)

@@ -25,6 +25,7 @@ from ttf.ops.attention import (
     mapped_attention,
     side_by_side,
     size_bias,
+    summed_attention,
 )
 from ttf.schedule import thirds
 from ttf.stack import CompressedStack, State, shallow_twin
@@ -53,9 +54,11 @@ def _attention(attn: Any, x: Tensor, sizes: Tensor | None, wanted: Wanted, prefi
     q, k, v = _qkv(attn, x)
     bias, dropout = size_bias(sizes, q.dtype), attn.attn_drop.p if attn.training else 0.0
     scores = attention = None
-    if wanted.needs_map:
+    if wanted.attention:
         heads, attention = mapped_attention(q, k, v, bias, attn.scale, dropout)
         scores = column_sums(attention, wanted.score_rows, prefix) if wanted.score_rows else None
+    elif wanted.score_rows in ("all", "patch"):
+        heads, scores = summed_attention(q, k, v, bias, attn.scale, dropout, wanted.score_rows, prefix)
     else:
         heads = fused_attention(q, k, v, bias, attn.scale, dropout)
         scores = class_row(q, k, bias, attn.scale) if wanted.score_rows == "class" else None

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ttf.methods.base import LayerView, Method
-from ttf.ops import transform
+from ttf.ops import fused, transform
 from ttf.ops.attention import ScoreRows, Wanted, check_score_rows
 from ttf.ops.grid import grid_for, pooling_matrix, require_grid
+from ttf.ops.kernels import dispatch
 from ttf.ops.numerics import full_precision, require_finite
-from ttf.ops.reduction import DenseReduction, behind_prefix, gather_tokens
+from ttf.ops.reduction import DenseReduction, Reduction, behind_prefix, gather_tokens
 
 Feature = Literal["x", "norm", "keys", "xk"]
 Selection = Literal["informative", "redundancy", "pool"]
@@ -87,19 +88,21 @@ class TokenTransform(Method):
         assert all(part is not None for part in named), f"the host did not provide {self.feature}"
         return tuple(part[:, isolated:] for part in named if part is not None)
 
-    def _similarity(self, parts: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> Tensor:
+    def _similarity(self, parts: tuple[Tensor, ...], others: tuple[Tensor, ...] | None = None) -> Tensor:
+        """Similarities of two sets of features, of one to itself without ``others``: (B, rows of parts, of others)."""
         if self.similarity == "cosine":
-            return transform.similarity(transform.unit_features(*parts), transform.unit_features(*others))
-        distances = transform.distances(torch.cat(parts, dim=-1), torch.cat(others, dim=-1))
+            units = transform.unit_features(*parts)
+            return transform.similarity(units, units if others is None else transform.unit_features(*others))
+        distances = transform.distances(torch.cat(parts, dim=-1), torch.cat(others or parts, dim=-1))
         return -distances if self.similarity == "euclidean" else 1 / (1 + distances)
 
     def _informative(self, parts: tuple[Tensor, ...], scores: Tensor, keep: int, prefix: int) -> tuple[Tensor, Tensor]:
         """Informative tokens (B, m) and similarities of all tokens to them (B, n, m), all prefix tokens informative."""
         if self.selection == "informative":
             index = behind_prefix(transform.select(scores[:, prefix:], keep - prefix), prefix)
-            similarities = self._similarity(parts, tuple(gather_tokens(part, index) for part in parts))
+            similarities = self._similarity(tuple(gather_tokens(part, index) for part in parts), parts).transpose(1, 2)
         else:
-            full = self._similarity(parts, parts)
+            full = self._similarity(parts)
             ranks = transform.novelty(scores[:, prefix:], full[:, prefix:, prefix:])
             index = behind_prefix(transform.select(ranks, keep - prefix), prefix)
             similarities = gather_tokens(full, index).transpose(1, 2)
@@ -119,7 +122,7 @@ class TokenTransform(Method):
         kappa = -math.inf if self.similarity == "euclidean" else self.kappa
         return transform.assign(similarities, kappa, self.tau, self.gate)
 
-    def reduce(self, view: LayerView, keep: int) -> DenseReduction:
+    def reduce(self, view: LayerView, keep: int) -> Reduction:
         """See ``Method.reduce``; with selection="pool" there are about ``keep`` tokens, on a grid.
 
         Raises:
@@ -129,6 +132,13 @@ class TokenTransform(Method):
         require_finite(view.x, "the tokens")
         require_finite(view.scores, "the attention scores")
         isolated = view.prefix if self.isolate else 0
+        mass = view.sizes[:, isolated:] if self.accumulate and view.sizes is not None else None
+        by_kernels = self._has_kernels and dispatch.enabled(view.x)
+        return (self._fused if by_kernels else self._plain)(view, view.scores, keep, isolated, mass)
+
+    def _plain(
+        self, view: LayerView, scores: Tensor, keep: int, isolated: int, mass: Tensor | None
+    ) -> DenseReduction:  # fmt: skip
         parts, prefix = self._features(view, isolated), view.prefix - isolated
         cells = kept = None
         if self.selection == "pool":
@@ -136,12 +146,24 @@ class TokenTransform(Method):
             cells = grid_for(grid, keep - view.prefix)
             similarities = self._pooled(parts, pooling_matrix(grid, cells, view.x.device), prefix)
         else:
-            index, similarities = self._informative(parts, view.scores[:, isolated:], keep - isolated, prefix)
+            index, similarities = self._informative(parts, scores[:, isolated:], keep - isolated, prefix)
             kept = behind_prefix(index, isolated)
         shares = self._shares(similarities)
-        mass = view.sizes[:, isolated:] if self.accumulate and view.sizes is not None else None
         sizes = F.pad(transform.transformed_sizes(shares, mass), (isolated, 0), value=1.0)
         return DenseReduction(sizes=sizes, kept=kept, assignment=shares, mass=mass, prefix=isolated, grid=cells)
+
+    @property
+    def _has_kernels(self) -> bool:
+        """Whether the kernels know this reading."""
+        return self.selection != "pool" and self.similarity == "cosine" and self.normalise
+
+    def _fused(
+        self, view: LayerView, scores: Tensor, keep: int, isolated: int, mass: Tensor | None
+    ) -> fused.FusedReduction:  # fmt: skip
+        return fused.transform(
+            view.x, transform.unit_features(*self._features(view, isolated)), scores, keep, view.prefix,
+            gating=fused.Gating(self.kappa, self.tau, self.gate), mass=mass, redundancy=self.selection == "redundancy",
+        )  # fmt: skip
 
 
 PRESETS: dict[str, dict[str, object]] = {

@@ -6,14 +6,19 @@ Shapes: B batch, H heads, N tokens, D head dimension. Imports torch alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ttf.ops.kernels import dispatch
+
 ScoreRows = Literal["all", "patch", "class"]
 SCORE_ROWS: tuple[str, ...] = ("all", "patch", "class")
+CPU_BLOCK = 1 << 19  # entries of a map, 2 MiB: what stays in the second-level cache of today's cores
+GPU_BLOCK = 1 << 26
 SMALLEST_SIZE = 1e-6  # keeps log(size) finite where a size underflows
 
 
@@ -36,11 +41,6 @@ class Wanted:
     attention: bool = False
     value_norms: bool = False
     projections: bool = False
-
-    @property
-    def needs_map(self) -> bool:
-        """Whether the whole map has to be computed; the class row alone is cheaper."""
-        return self.attention or self.score_rows in ("all", "patch")
 
     @property
     def needs_class_token(self) -> bool:
@@ -92,10 +92,62 @@ def mapped_attention(
     """
     logits = (q * scale) @ k.transpose(-2, -1)
     if bias is not None:
-        logits = logits + bias
+        logits = logits.add_(bias)
     attention = torch.softmax(logits, dim=-1, dtype=torch.float32)
     weights = F.dropout(attention, dropout) if dropout else attention
     return weights.to(v.dtype) @ v, attention
+
+
+def summed_attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float = 0.0,
+    rows: ScoreRows = "all", prefix: int = 1,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Attention and the column sums of its map (Eq. 2), of which only a block at a time is ever in memory.
+
+    Every block of the map is still in the cache when it is summed and multiplied with v, so the sums cost little more
+    than reading it. With a gradient or dropout the whole map is computed instead; compiled code takes whole rows.
+
+    Args:
+        q, k, v: (B, H, N, D).
+        bias: (B, 1, 1, N), or None.
+        scale: of the logits.
+        dropout: probability; the sums are those of the map without it.
+        rows: "all" or "patch" (no prefix tokens).
+        prefix: number of prefix tokens P.
+
+    Returns:
+        output (B, H, N, D) in the dtype of v, and column sums (B, N) float32, mean over the heads.
+    """
+    if dropout or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v))):
+        out, attention = mapped_attention(q, k, v, bias, scale, dropout)
+        return out, column_sums(attention, rows, prefix)
+    first, heads = prefix if rows == "patch" else 0, q.shape[1]
+    if dispatch.enabled(q):
+        return dispatch.summed_attention(q, k, v, bias, scale, first)
+    out = torch.empty_like(q.transpose(1, 2)).transpose(1, 2)  # heads side by side in memory, as the projection wants
+    sums = q.new_zeros(q.shape[0], q.shape[2], dtype=torch.float32)
+    for images, chosen, queries in _blocks(q):
+        part = (images, chosen, queries)
+        own = None if bias is None else bias[images]
+        out[part], attention = mapped_attention(q[part], k[images, chosen], v[images, chosen], own, scale)
+        sums[images] += attention[:, :, max(first - queries.start, 0) :].sum(dim=(1, 2))
+    return out, sums / heads
+
+
+def _blocks(q: Tensor) -> list[tuple[slice, slice, slice]]:
+    """Images, heads and queries whose maps fit into the cache together: whole maps as long as these do."""
+    batch, heads, tokens, _ = q.shape
+    if torch.compiler.is_compiling():
+        return [(slice(None), slice(None), queries) for queries in _slices(tokens, tokens if tokens < 1024 else 256)]
+    budget = CPU_BLOCK if q.device.type == "cpu" else GPU_BLOCK
+    images = max(1, budget // (heads * tokens * tokens))
+    together = min(heads, max(1, budget // (tokens * tokens)))
+    rows = min(tokens, max(1, budget // tokens))
+    return list(product(_slices(batch, images), _slices(heads, together), _slices(tokens, rows)))
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def class_row(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:

@@ -22,7 +22,8 @@ Recovery = Literal["nearest", "transpose"]
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     """Rows ``index`` (B, K) of the tokens x (B, N, C): (B, K, C)."""
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    # whole rows at a time; torch.gather looks up every channel, which takes two to three times as long on a CPU
+    return x[torch.arange(x.shape[0], device=x.device).unsqueeze(1), index]
 
 
 def behind_prefix(index: Tensor, prefix: int) -> Tensor:
