@@ -156,6 +156,12 @@ $(1) experiment=$(2)/tome_dense ratio=$(PEER_RATIOS) $(if $(12_BLOCKS),$(EVERY))
 $(foreach pair,$(3),$(1) experiment=$(2)/hourglass_$(firstword $(subst :, ,$(pair))) $(call place,$(pair)) &&) true
 endef
 
+# A temperature for small models, at the budgets of the published one.
+define fitted
+$(DENSE) experiment=fig4b/hourglass_fitted 'blocks=[9],[7],[4]'
+$(DENSE) experiment=fig4b/hourglass_fitted 'blocks=[3]' ratio=0.2501
+endef
+
 fig4b: setup ## Fig. 4b: mIoU and KL against GMACs, Segmenter-L on ADE20K (scale=tiny: CamVid, mini: scenes)
 	$(sweep)
 	$(PY) scripts/figure.py figure=$@ models=[$(SEGMENTER)] suffix=$(if $(filter tiny,$(scale)),,_$(scale))
@@ -166,7 +172,8 @@ fig4c: setup ## Fig. 4c: the same on Cityscapes
 
 .sweep-fig4b:
 	$(if $(12_BLOCKS),,$(call dense,$(COUNT),fig4b,16 10 8))
-	$(call dense,$(DENSE),fig4b,16:7 10:4 8:3)
+	$(call dense,$(DENSE),fig4b,16:9 16:7 10:4 8:3)
+	$(if $(12_BLOCKS),$(fitted))
 
 .sweep-fig4c:
 	$(if $(12_BLOCKS),,$(call dense,$(COUNT),fig4c,18 12 10))
@@ -182,8 +189,15 @@ fig5: setup ## Fig. 5: informative tokens and heat maps of W on photographs
 matrices: setup ## the W of each method side by side
 	$(PY) scripts/matrices.py model=$(firstword $(subst $(comma), ,$(MODELS))) $(DATA)
 
-speed: setup ## speed of every method in one interleaved run (MODEL=deit_s)
-	$(PY) scripts/benchmark.py model=$(MODEL) --config-name=speed
+SPEED ?=  # rounds=21 seconds=null for less noise, rounds=5 seconds=5 for less time; dtype=bfloat16; modes=[eager,compiled,onnx]
+
+speed: setup ## speed: ours, ToMe, EViT at equal GMACs; every method; 197 to 4097 tokens; figures (MODEL=deit_s, ten minutes)
+	$(PY) scripts/benchmark.py --config-name=speed model=$(MODEL) $(SPEED)
+	$(PY) scripts/benchmark.py --config-name=speed_methods model=$(MODEL) $(SPEED)
+	$(PY) scripts/benchmark.py --config-name=speed_tokens model=$(MODEL) $(SPEED)
+	$(PY) scripts/benchmark.py --config-name=speed_vit_l $(SPEED)
+	$(PY) scripts/figure.py figure=speed
+	$(PY) scripts/figure.py figure=speed_tokens
 
 define zoo
 $(PY) scripts/benchmark.py --config-name=costs table=$@ $(COSTS)

@@ -1,4 +1,4 @@
-"""Draw Fig. 2, 4a, 4b or 4c from rows alone: ``python scripts/figure.py figure=fig4a``."""
+"""Draw Fig. 2, 4a, 4b, 4c or the figures of speed from rows alone: ``python scripts/figure.py figure=fig4a``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from ttf import cli
 from ttf.data.files import atomic_write
-from ttf.results import dense
+from ttf.results import dense, speed_figures
 from ttf.results.curves import accuracy_against_gmacs, error_against_accuracy
 from ttf.results.lines import Sources, curves_of
 from ttf.results.ranking import ranking
@@ -17,6 +17,7 @@ from ttf.results.speed import read
 from ttf.results.tables import markdown, show
 
 FIGURES = {"fig2": error_against_accuracy, "fig4a": accuracy_against_gmacs}
+SPEED = {"speed": speed_figures.speed_against_macs, "speed_tokens": speed_figures.time_against_tokens}
 
 
 def _write(text: str, path: Path) -> None:
@@ -47,12 +48,21 @@ def of_segmentation(cfg: DictConfig, sources: Sources, picture: Path, table: Pat
     _write("\n".join([*parts, f"{dense.LEGEND}.\n"]), table)
 
 
+def of_speed(cfg: DictConfig, picture: Path) -> None:
+    """Speed-up over multiply-accumulates, or time over tokens; ``make speed`` has the tables."""
+    rows = speed_figures.gather(cfg.figure, cfg.models, Path(cfg.paths.results) / "speed")
+    SPEED[cfg.figure](rows, picture)
+    print(picture)
+
+
 @hydra.main(version_base="1.3", config_path="../configs", config_name="figure")
 def main(cfg: DictConfig) -> None:
-    known = [*FIGURES, *dense.FIGURES]
+    known = [*FIGURES, *dense.FIGURES, *SPEED]
     if cfg.figure not in known:
         raise ValueError(f"figure must be one of {', '.join(known)}, got {cfg.figure!r}")
     name, results = f"{cfg.figure}{cfg.suffix}", Path(cfg.paths.results)
+    if cfg.figure in SPEED:
+        return of_speed(cfg, results / "figures" / f"{name}.png")
     draw = of_segmentation if cfg.figure in dense.FIGURES else of_classifiers
     sources = Sources(cfg.paths.runs, cfg.quoted, cli.EXPERIMENTS)
     draw(cfg, sources, results / "figures" / f"{name}.png", results / "tables" / f"{name}.md")

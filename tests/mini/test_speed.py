@@ -9,14 +9,18 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from ttf.results import speed
-from ttf.tasks.speed import measure
+from ttf.tasks import modes
+from ttf.tasks.speed import timings
 
+SMALL = ["model=deit_ti", *(f"+model.network.{item}" for item in ("depth=4", "embed_dim=48", "num_heads=3"))]
 CONFIGS = str(Path(__file__).parents[2] / "configs")
 
 
 def rows_of(*overrides: str) -> list[speed.Row]:
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return [row for rows in measure(compose("benchmark", ["batch=[2]", "rounds=5", *overrides])) for row in rows]
+        return [
+            row for run in timings(compose("benchmark", ["batch=[2]", "rounds=5", *overrides])) for row in run.rows()
+        ]
 
 
 def test_a_row_compares_with_the_uncompressed_model():
@@ -35,14 +39,74 @@ def test_the_batch_fits_the_model():
     assert base["batch"] == ours["batch"] == 16  # 0.2 GMACs an image
 
 
-def test_a_contest_is_known_by_its_settings():
+def test_a_run_is_known_by_its_settings():
     base, ours = rows_of("ratio=0.5")
-    settings = base["settings"]
-    assert ours["settings"] == settings != rows_of("ratio=0.6")[0]["settings"]
+    assert ours["settings"] == base["settings"] != rows_of("ratio=0.6")[0]["settings"]
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        cfg = compose("benchmark", ["batch=[2,3]", "rounds=5", "ratio=0.5"])
-        (again,) = measure(cfg, {settings})
-    assert {row["batch"] for row in again} == {3}
+        again = list(timings(compose("benchmark", ["batch=[2,3]", "rounds=5", "ratio=0.5"])))
+    assert [(run.batch, run.settings == base["settings"]) for run in again] == [(2, True), (3, False)]
+
+
+def test_tokens_that_are_merged_within_their_block_have_no_gmacs_of_their_own():
+    _, dense, evit = rows_of("experiments=['fig4b/tome_dense ratio=0.5 blocks=[3,6]','fig4a/evit ratio=0.5']")
+    assert dense["gmacs_tokens"] == "" and dense["gmacs"] > evit["gmacs"]
+    assert evit["gmacs_tokens"] == pytest.approx(evit["gmacs"], rel=2e-3)  # its fused token is one of the tokens
+
+
+def test_the_cost_of_others_is_that_of_ours():
+    base, ours, tome, evit = rows_of(
+        "experiments=['fig4a/token_transform ratio=0.5','fig4a_tome/tome schedule.r=?','fig4a/evit ratio=?']",
+        "contest=equal",
+    )
+    assert ours["gmacs_of_anchor"] == 1 and base["gmacs_of_anchor"] == ""
+    assert tome["gmacs_of_anchor"] == pytest.approx(1, abs=0.02) and evit["gmacs_of_anchor"] == pytest.approx(
+        1, abs=0.01
+    )
+    assert tome["method"].startswith("ToMe schedule.r=") and tome["method"] != "ToMe schedule.r=?"
+    assert {row["contest"] for row in (base, ours, tome, evit)} == {"equal"}
+    header, *lines = speed.cells([base, ours, tome, evit])
+    assert {line[header.index("method")]: line[header.index("GMACs to ours")] for line in lines}["uncompressed"] == ""
+
+
+def test_images_of_several_sizes():
+    rows = rows_of(*SMALL, "pixels=[64,96]", "blocks=[1,2]")
+    assert [(row["pixels"], row["tokens"]) for row in rows] == [("64", 17), ("64", 17), ("96", 37), ("96", 37)]
+    assert len({row["settings"] for row in rows}) == 2
+
+
+def test_the_batches_of_a_sweep():
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        runs = timings(compose("benchmark", ["batch=sweep", "device=cpu", "modes=[eager,compiled]"]))
+    assert [(run.batch, run.mode) for run in runs] == [(b, m) for m in ("eager", "compiled") for b in (1, 8, 32)]
+
+
+@pytest.mark.slow
+def test_onnx_runtime_is_timed_against_onnx_runtime():
+    for needed in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(needed)
+    contestants = "experiments=['fig4a/evit ratio=0.5','fig4a_tome/tome schedule.r=2']"
+    base, evit, tome = rows_of("modes=[onnx]", *SMALL, "pixels=[64]", contestants)
+    assert base["speed_up"] == 1 and {row["mode"] for row in (base, evit, tome)} == {"onnx"}
+    assert 0 < max(base["max_error"], evit["max_error"], tome["max_error"]) < 1e-3
+    header, line, *_ = speed.cells([base, evit, tome])
+    assert "peak MiB" not in header  # ONNX Runtime has an allocator of its own
+    assert line[header.index("error")].endswith(f"{base['max_error']:.0e}")
+
+
+def test_who_cannot_run_in_a_mode_is_left_out(monkeypatch):
+    ready = modes.ready
+
+    def fails(model, mode, images, name):
+        if "EViT" in name:
+            raise ValueError("no operator for that")
+        return ready(model, mode, images, name)
+
+    monkeypatch.setattr(modes, "ready", fails)
+    with pytest.warns(UserWarning, match="batch 2, eager.*no operator for that"):
+        rows = rows_of("experiments=['fig4a/evit ratio=0.5','fig4a_tome/tome schedule.r=11']")
+    assert [row["method"] for row in rows] == ["uncompressed", "ToMe schedule.r=11"]
+    with pytest.raises(ValueError, match="no operator for that"):
+        rows_of("experiments=['fig4a/evit ratio=0.5']")
 
 
 @pytest.mark.slow
@@ -73,7 +137,12 @@ def test_experiments_are_timed_in_one_run(tmp_path):
         ("experiments=[readings/none]", "readings/none cannot be timed"),
         ("experiments=[fig4a_prune_and_merge/prune_and_merge]", "needs images to calibrate"),
         ("rounds=3", "at least 5 rounds"),
-        ("modes=[fast]", "modes must be some of eager, compiled"),
+        ("modes=[fast]", "modes must be some of eager, compiled, autotune, graphs, onnx"),
+        ("modes=[graphs]", "need a GPU"),
+        ("batch=many", "batch must be a list"),
+        ("pixels=[224]", "vit_mini is none"),
+        ("experiments=['fig4a/evit ratio=?']", "name one without"),
+        ("experiments=['fig4a/evit ratio=0.5','fig4a/paper kappa=?']", "only ratio=. or schedule.r=. can be found"),
         ("table=table0", "there is no table 'table0': choose one of .*table1"),
     ],
 )

@@ -107,8 +107,8 @@ def test_the_row_on_most_images_counts(tmp_path: Path) -> None:
 def test_files_of_costs(tmp_path: Path) -> None:
     path = tmp_path / "costs.csv"
     assert speed.read(path) == []
-    speed.write([cost("none", 4.6), cost("ours", 3.0, settings="old")], path)
-    again = speed.merged(speed.read(path), [cost("ours", 2.9, settings="old", extra=1)])
+    speed.write([cost("none", 4.6, batch=1), cost("ours", 3.0)], path)
+    again = speed.merged(speed.read(path), [cost("ours", 2.9, settings="new", extra=1)])
     assert [(row["method"], row["gmacs"]) for row in again] == [("none", "4.6"), ("ours", 2.9)]
     speed.write(again, path)
     assert [row["extra"] for row in speed.read(path)] == ["", "1"]

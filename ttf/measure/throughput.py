@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 WARM_UP = 2
+FEWEST_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Speed:
         images_per_s: batch / median time.
         median_s, low_s, high_s: of one forward pass, in seconds.
         speed_up: median over the rounds of (time of the first model / time of this one) in the same round.
+        rounds: how many were timed.
     """
 
     images_per_s: float
@@ -28,6 +30,7 @@ class Speed:
     low_s: float
     high_s: float
     speed_up: float
+    rounds: int
 
 
 def _time(run: Callable[[], object], device: torch.device) -> float:
@@ -43,30 +46,46 @@ def _time(run: Callable[[], object], device: torch.device) -> float:
 def _speed(times: Sequence[float], base: Sequence[float], batch: int) -> Speed:
     middle = statistics.median(times)
     ratio = statistics.median(b / t for b, t in zip(base, times, strict=True))
-    return Speed(batch / middle, middle, min(times), max(times), ratio)
+    return Speed(batch / middle, middle, min(times), max(times), ratio, len(times))
+
+
+def _go_on(done: int, rounds: int, begin: float, seconds: float | None) -> bool:
+    """Whether there is another timed round: there are always five, and more while time is left."""
+    in_time = seconds is None or time.perf_counter() - begin < seconds
+    return done < rounds and (done < FEWEST_ROUNDS or in_time)
 
 
 @torch.inference_mode()
-def interleaved(models: Mapping[str, nn.Module], images: Tensor, rounds: int = 7) -> dict[str, Speed]:
+def interleaved(
+    models: Mapping[str, nn.Module],
+    images: Tensor,
+    rounds: int = 7,
+    seconds: float | None = None,
+    warm_up: int = WARM_UP,
+) -> dict[str, Speed]:
     """Time several models on the same batch, one after the other in every round.
 
     Args:
         models: name to model, in evaluation mode, on the device of ``images``; the first is the reference.
         images: (B, 3, H, W).
         rounds: timed rounds after the warm-up, at least 5.
+        seconds: no further round begins after that time, once there are 5; None: all of them.
+        warm_up: rounds that are not timed; 0 where the models have run on such a batch before.
 
     Raises:
         ValueError: fewer than 5 rounds, or an empty batch.
     """
-    if rounds < 5:
-        raise ValueError(f"a median needs at least 5 rounds, got {rounds}")
+    if rounds < FEWEST_ROUNDS:
+        raise ValueError(f"a median needs at least {FEWEST_ROUNDS} rounds, got {rounds}")
     if images.shape[0] == 0:
         raise ValueError("an empty batch has no speed")
+    for model in (model for _ in range(warm_up) for model in models.values()):
+        model(images)
     times: dict[str, list[float]] = {name: [] for name in models}
-    for number in range(WARM_UP + rounds):
+    done, begin = 0, time.perf_counter()
+    while _go_on(done, rounds, begin, seconds):
         for name, model in models.items():
-            seconds = _time(lambda model=model: model(images), images.device)  # type: ignore[misc]
-            if number >= WARM_UP:
-                times[name].append(seconds)
+            times[name].append(_time(lambda model=model: model(images), images.device))  # type: ignore[misc]
+        done += 1
     base = next(iter(times.values()))
     return {name: _speed(values, base, images.shape[0]) for name, values in times.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,11 @@ from ttf.data.files import atomic_write
 
 BASE = "uncompressed"
 Row = dict[str, Any]
+
+# A run replaces rows that agree in all of these. Older files lack the last two: they hold one contest, at one size.
+SAME = ("model", "batch", "mode", "dtype", "device", "contest", "pixels")
+# What a table says once above it, where its rows agree.
+SHARED = ("dtype", "device", "attention")
 
 
 def read(path: Path) -> list[Row]:
@@ -31,36 +36,82 @@ def write(rows: Sequence[Row], path: Path) -> None:
     atomic_write(path, lambda temporary: temporary.write_text(text.getvalue()))
 
 
+def text(row: Row, name: str) -> str:
+    """A value as text, "" where the row has none (or a peak that nobody saw)."""
+    value = row.get(name)
+    return "" if value is None or str(value) == "nan" else str(value)
+
+
+def _replaces(new: Row, old: Row) -> bool:
+    return all(text(old, name) in ("", text(new, name)) for name in SAME)
+
+
 def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """The old rows without those of the same contest (model, settings) as a new one, then the new ones."""
-    again = {(row["model"], row["settings"]) for row in new}
-    return [row for row in old if (row["model"], row.get("settings")) not in again] + list(new)
+    """The old rows without those that the new ones replace, then the new ones.
+
+    New rows replace those of the same kind of contest, model, batch, mode, dtype, device and size of the images, also
+    where other methods took part.
+    """
+    return [row for row in old if not any(_replaces(again, row) for again in new)] + list(new)
+
+
+def _figure(name: str, form: str) -> Callable[[Row], str]:
+    """A column of numbers; empty where a row has none."""
+    return lambda row: form.format(float(row[name])) if text(row, name) else ""
 
 
 def _range(row: Row) -> str:
     return f"{float(row['median_ms']):.1f} ({float(row['low_ms']):.1f} to {float(row['high_ms']):.1f})"
 
 
-COLUMNS = {
-    "model": lambda r: r["model"],
-    "batch": lambda r: str(r["batch"]),
-    "mode": lambda r: r["mode"],
-    "method": lambda r: r["method"],
-    "GMACs": lambda r: f"{float(r['gmacs']):.3f}",
-    "images/s": lambda r: f"{float(r['images_per_s']):.1f}",
+def _closeness(row: Row) -> str:
+    """How far the multiply-accumulates are from the anchor's, percent."""
+    return f"{100 * (float(row['gmacs_of_anchor']) - 1):+.1f} %" if text(row, "gmacs_of_anchor") else ""
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "model": lambda row: text(row, "model"),
+    "dtype": lambda row: text(row, "dtype"),
+    "device": lambda row: text(row, "device"),
+    "attention": lambda row: text(row, "attention"),
+    "tokens": lambda row: text(row, "tokens"),
+    "batch": lambda row: text(row, "batch"),
+    "mode": lambda row: text(row, "mode") or "eager",
+    "method": lambda row: text(row, "method"),
+    "GMACs": _figure("gmacs", "{:.3f}"),
+    "GMACs to ours": _closeness,
+    "images/s": _figure("images_per_s", "{:.1f}"),
     "median ms (range)": _range,
-    "speed-up": lambda r: f"{float(r['speed_up']):.2f}x",
-    "MAC ratio": lambda r: f"{float(r['mac_ratio']):.2f}x",
-    "of MAC ratio": lambda r: f"{float(r['of_mac_ratio']):.2f}",
-    "peak MiB": lambda r: f"{float(r['peak_mib']):.0f}",
+    "speed-up": _figure("speed_up", "{:.2f}x"),
+    "MAC ratio": _figure("mac_ratio", "{:.2f}x"),
+    "of MAC ratio": _figure("of_mac_ratio", "{:.2f}"),
+    "peak MiB": _figure("peak_mib", "{:.0f}"),
+    "error": _figure("max_error", "{:.0e}"),
 }
 
 
+def _shared(rows: Sequence[Row]) -> list[str]:
+    """The columns of ``SHARED`` in which all rows agree."""
+    return [name for name in SHARED if len({text(row, name) for row in rows}) == 1]
+
+
+def heading(rows: Sequence[Row]) -> str:
+    """What all rows of a table share, in words."""
+    return ", ".join([*(text(rows[0], name) for name in _shared(rows)), "weights at random"])
+
+
 def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """A table of speed, fastest per multiply-accumulate first within a contest, header first."""
+    """A table of speed, fastest per multiply-accumulate first within a contest, header first.
+
+    Columns that say nothing, or that ``heading`` says, are left out.
+    """
 
     def order(row: Row) -> tuple[Any, ...]:
-        return row["model"], int(row["batch"]), row["mode"], row["method"] != BASE, -float(row["of_mac_ratio"])
+        place = tuple(text(row, name) for name in (*SHARED, "mode", "contest"))
+        share = -float(row["of_mac_ratio"])
+        return row["model"], int(row.get("tokens") or 0), int(row["batch"]), place, row["method"] != BASE, share
 
     ordered = sorted(rows, key=order)
-    return [list(COLUMNS), *([column(row) for column in COLUMNS.values()] for row in ordered)]
+    columns = {name: [cell(row) for row in ordered] for name, cell in COLUMNS.items() if name not in _shared(rows)}
+    shown = {name: column for name, column in columns.items() if any(column)}
+    return [list(shown), *(list(line) for line in zip(*shown.values(), strict=True))]

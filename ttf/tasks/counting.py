@@ -1,16 +1,67 @@
-"""Multiply-accumulates of an experiment from shapes alone: neither weights nor data, and no arithmetic."""
+"""Multiply-accumulates from shapes alone: neither weights nor data, and no arithmetic."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ttf
+from ttf import hosts
 from ttf.building import build
+from ttf.data.transforms import preprocessing
 from ttf.results.speed import Row
 from ttf.tasks.options import check_pair, reduction
+
+
+def _empty(network: DictConfig) -> Any:
+    """The model without memory for its weights, or with it where it computes some of them (PS-ViT)."""
+    try:
+        with torch.device("meta"):
+            return build(network)
+    except InstantiationException:
+        return build(network)
+
+
+class Shapes:
+    """A model that costs nothing to run: its tensors have shapes and no values.
+
+    Args:
+        network: node of a config whose ``_target_`` makes the model.
+
+    Attributes:
+        size: of its input, (3, H, W) in pixels.
+        patches: number of patch tokens that enter its blocks.
+    """
+
+    def __init__(self, network: DictConfig) -> None:
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        model = _empty(network)
+        with self._mode:
+            self._model = model.eval().to_empty(device="cpu")
+        self.size = preprocessing(self._model).input_size
+        self.patches = math.prod(hosts.find(self._model).grid(self._model, self.size[1:]))
+
+    def gmacs(self, options: dict[str, Any] | None) -> float:
+        """GMACs of one image or window.
+
+        Args:
+            options: arguments of ``ttf.apply``; None: uncompressed.
+
+        Raises:
+            ValueError: the number of tokens depends on the image.
+        """
+        with self._mode:
+            if options is None:
+                return ttf.measure.gmacs(ttf.remove(self._model), self.size)
+            plan = ttf.api.plan(ttf.apply(self._model, **options))
+            if plan is not None and plan.method.adaptive:
+                raise ValueError("not to be counted from shapes: the number of tokens depends on the image")
+            return ttf.measure.gmacs(self._model, self.size)
 
 
 def counted(cfg: DictConfig) -> Row:
@@ -27,14 +78,10 @@ def counted(cfg: DictConfig) -> Row:
     options = reduction(cfg)
     if options is not None and "calibrate" in options:
         raise ValueError(f"{cfg.name} cannot be counted from shapes: it needs images to calibrate on")
-    with FakeTensorMode():
-        model: Any = build(cfg.model.network).eval()
-        if options is not None:
-            ttf.apply(model, **options)
-        plan = ttf.api.plan(model)
-        if plan is not None and plan.method.adaptive:
-            raise ValueError(f"{cfg.name} cannot be counted from shapes: its number of tokens depends on the image")
-        gmacs = ttf.measure.gmacs(model, model.pretrained_cfg["input_size"])
+    try:
+        gmacs = Shapes(cfg.model.network).gmacs(options)
+    except ValueError as error:
+        raise ValueError(f"{cfg.name}: {error}") from error
     blocks = OmegaConf.to_container(cfg.blocks) if cfg.blocks else ""
     setting = {"ratio": cfg.ratio, "blocks": str(blocks)} if options else {"ratio": "", "blocks": ""}
     return {"experiment": cfg.name, "title": cfg.title, "model": cfg.model.name, **setting, "gmacs": round(gmacs, 4)}

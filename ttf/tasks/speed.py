@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import date
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -11,20 +15,24 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import ttf
-from ttf import api
+from ttf import api, hosts
 from ttf.building import build
 from ttf.data.transforms import preprocessing
-from ttf.measure import norm_gops
 from ttf.measure.memory import peak_mib
 from ttf.measure.provenance import provenance
-from ttf.results.speed import Row
+from ttf.measure.throughput import FEWEST_ROUNDS, WARM_UP
+from ttf.results.speed import BASE, Row
 from ttf.results.store import signature
-from ttf.tasks.contest import BASE, Contest, Contestant, contests
+from ttf.tasks import modes
+from ttf.tasks.arithmetic import arithmetic
+from ttf.tasks.contest import Contest, contests
+from ttf.tasks.matching import anchor, matched
 from ttf.tasks.options import pick_device, pick_dtype
 
-MODES = ("eager", "compiled")
 LARGEST_BATCH = 16
+SWEEP = {"cpu": (1, 8, 32), "cuda": (1, 8, 32, 128, 256)}  # batches by type of device
 GMACS_PER_BATCH = 75.0  # about a second of two CPU cores: batch 16 of DeiT-S, 1 of ViT-H
+UNKNOWN = math.nan  # a peak that torch's allocator does not see
 
 
 def _batch_for(gmacs: float) -> int:
@@ -35,125 +43,177 @@ def _batch_for(gmacs: float) -> int:
     return batch
 
 
-def _tokens_alone(model: nn.Module, images: Tensor, whole: float) -> float:
-    """GMACs of the same numbers of tokens without the method's own arithmetic: tokens dropped at random."""
-    plan = api.plan(model)
-    if plan is None:
-        return whole
-    with ttf.applied(api.twin(model), "random_pruning", schedule=plan.schedule) as dropping:
-        return ttf.measure.gmacs(dropping, images.shape, images)
+def _tokens(model: nn.Module, images: Tensor) -> int:
+    """Tokens that enter the blocks, prefix tokens included."""
+    host = hosts.find(model)
+    return host.prefix(model) + math.prod(host.grid(model, (images.shape[-2], images.shape[-1])))
 
 
-def _arithmetic(model: nn.Module, images: Tensor) -> dict[str, float]:
-    """GMACs an image: all, those of the numbers of tokens alone, and what fvcore counts for norms."""
-    whole = ttf.measure.gmacs(model, images.shape, images)
-    parts = {"gmacs": whole, "gmacs_tokens": _tokens_alone(model, images, whole)}
-    parts["gmacs_norms"] = norm_gops(model, images)
-    return {name: value / len(images) for name, value in parts.items()}
+@dataclass(frozen=True)
+class Timing:
+    """One interleaved run of a contest: a batch size and a mode on a device.
 
+    Attributes:
+        cfg: the composed config of ``scripts/benchmark.py``.
+        contest: who runs; open contestants are settled by ``settle`` when it is their turn, since that takes a while.
+        settle: gives the contest without open contestants.
+        device: where.
+        known: provenance.
+        batch: of the config; None: chosen by the cost of the model.
+        mode: one of ``ttf.tasks.modes.MODES``.
+    """
 
-def _ready(model: nn.Module, mode: str, images: Tensor) -> nn.Module:
-    """The model as it is timed. Raises ``ValueError`` where it cannot be compiled here."""
-    if mode == "eager":
-        return model
-    compiled: Any = torch.compile(model, dynamic=False)
-    try:
-        with torch.inference_mode():
-            compiled(images)
-    except Exception as error:  # dynamo, inductor and the compilers that they call raise many
-        reason = str(error).strip().splitlines()[0][:200]
-        raise ValueError(f"torch.compile fails here ({reason}): leave out modes=[compiled]") from error
-    return compiled
+    cfg: DictConfig
+    contest: Contest
+    settle: Callable[[], Contest]
+    device: torch.device
+    known: dict[str, Any]
+    batch: int | None
+    mode: str
 
+    @property
+    def label(self) -> str:
+        """In words."""
+        size = [f"{self.contest.pixels} pixels"] if self.contest.pixels else []
+        batch = [f"batch {self.batch}"] if self.batch else []
+        ways = f"{len(self.contest.contestants)} ways"
+        return ", ".join([self.contest.model.name, *size, *batch, self.mode, ways])
 
-class _Timing:
-    """One contest on one device."""
-
-    def __init__(self, cfg: DictConfig, contest: Contest, device: torch.device, known: dict[str, Any]) -> None:
-        self.cfg, self.contest, self.device, self.known = cfg, contest, device, known
-        self.dtype = pick_dtype(cfg.dtype)
-
-    def settings(self, batch: int | None, mode: str) -> str:
-        """What rows of this contest have in common: the same contest again gives the same."""
+    @property
+    def settings(self) -> str:
+        """What rows of this run have in common: the same run again gives the same."""
         ways = [[c.title, str(c.options), c.experiments] for c in self.contest.contestants]
-        place = [self.known["device"], self.known["versions"]["torch"], self.cfg.dtype, batch, mode]
+        place = [self.known["device"], self.known["versions"]["torch"], self.cfg.dtype, self.batch, self.mode]
         return signature({"network": OmegaConf.to_container(self.contest.model.network), "ways": ways, "place": place})
 
-    def runs(self) -> list[tuple[int | None, str]]:
-        """Pairs (batch size or None to choose it, mode)."""
-        return [(batch, mode) for mode in self.cfg.modes for batch in (self.cfg.batch or [None])]
+    def rows(self) -> list[Row]:
+        """Measure; weights are random.
 
-    def _models(self) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
+        Raises:
+            ValueError: the uncompressed model, or the only other one, cannot be compiled or exported in this mode.
+        """
+        contest = self.settle()
+        models, size = self._models(contest, self.device)
+        count = self.batch or _batch_for(ttf.measure.gmacs(models[BASE], size))
+        images = torch.randn(count, *size).to(self.device, pick_dtype(self.cfg.dtype))
+        costs = self._costs(contest, models, images)
+        try:
+            speeds = self._speeds(models, images)
+        finally:
+            torch.compiler.reset()
+        like = anchor(self.contest)
+        target = None if like is None else costs[like.title]["gmacs"]
+        common = self._common(models[BASE], images)
+        return [
+            {"model": contest.model.name, "method": c.title, "experiments": " ".join(c.experiments)}
+            | _together(costs[c.title], costs[BASE], target, speeds[c.title])
+            | common
+            for c in contest.contestants
+            if c.title in speeds
+        ]
+
+    def _costs(self, contest: Contest, models: dict[str, nn.Module], images: Tensor) -> dict[str, Any]:
+        """Counted on the timed images, for the number of tokens may depend on these.
+
+        On the CPU, since the counter sees operators alone and a GPU may run kernels instead.
+        """
+        cpu = torch.device("cpu")
+        counting = models if self.device == cpu else self._models(contest, cpu)[0]
+        return {title: arithmetic(model, images.to(cpu)) for title, model in counting.items()}
+
+    def _models(self, contest: Contest, device: torch.device) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
         torch.manual_seed(self.cfg.seed)
-        model = build(self.contest.model.network).eval().to(self.device, self.dtype)
-        ways = {c.title: api.twin(model) for c in self.contest.contestants}
-        for c in self.contest.contestants:
+        model = build(contest.model.network).eval().to(device, pick_dtype(self.cfg.dtype))
+        ways = {c.title: api.twin(model) for c in contest.contestants}
+        for c in contest.contestants:
             if c.options is not None:
                 ttf.apply(ways[c.title], **c.options)
         return ways, preprocessing(model).input_size
 
-    def rows(self, skip: Set[str]) -> Iterator[Row]:
-        """Measure whatever is not in ``skip``, settings of earlier contests; weights are random."""
-        wanted = [(batch, mode) for batch, mode in self.runs() if self.settings(batch, mode) not in skip]
-        if not wanted:
-            return
-        models, size = self._models()
-        for batch, mode in wanted:
-            count = batch or _batch_for(ttf.measure.gmacs(models[BASE], size))
-            images = torch.randn(count, *size).to(self.device, self.dtype)
-            common = {"batch": count, "mode": mode, "settings": self.settings(batch, mode)}
-            for row in self._measured(models, images, mode):
-                yield {**row, **common, **self._place()}
+    def _speeds(self, models: dict[str, nn.Module], images: Tensor) -> dict[str, Row]:
+        ready = self._ready(models, images)
+        errors = {t: {"max_error": m.error} if isinstance(m, modes.Exported) else {} for t, m in ready.items()}
+        hidden = modes.holds_memory(self.mode, self.device)
+        peaks = {title: UNKNOWN if hidden else peak_mib(model, images) for title, model in ready.items()}
+        # whose peak was measured has run on these images twice
+        warm_up = WARM_UP if hidden else 0
+        speeds = ttf.measure.interleaved(ready, images, self.cfg.rounds, self.cfg.seconds, warm_up)
+        return {t: {**_speed(speeds[t]), "peak_mib": round(peaks[t], 1), **errors[t]} for t in ready}
 
-    def _measured(self, models: dict[str, nn.Module], images: Tensor, mode: str) -> Iterator[Row]:
-        # counted on the timed images: the number of tokens may depend on these
-        arithmetic = {title: _arithmetic(model, images) for title, model in models.items()}
-        ready = {title: _ready(model, mode, images) for title, model in models.items()}
-        peaks = {title: peak_mib(model, images) for title, model in ready.items()}
-        speeds = ttf.measure.interleaved(ready, images, self.cfg.rounds)
-        params = round(ttf.measure.params_m(models[BASE]), 4)
-        for c in self.contest.contestants:
-            possible = arithmetic[BASE]["gmacs"] / arithmetic[c.title]["gmacs"]
-            cost = {name: round(value, 4) for name, value in arithmetic[c.title].items()}
-            speed = {**_speed(speeds[c.title], possible), "peak_mib": round(peaks[c.title], 1)}
-            yield {**self._names(c), "params_m": params, **cost, **speed}
-        torch.compiler.reset()
+    def _ready(self, models: dict[str, nn.Module], images: Tensor) -> dict[str, nn.Module]:
+        """The models as they are timed, without those that this mode cannot run: a warning says why."""
+        ready: dict[str, nn.Module] = {}
+        for title, model in models.items():
+            try:
+                ready[title] = modes.ready(model, self.mode, images, title)
+            except ValueError as error:
+                if title == BASE or len(models) == 2:
+                    raise
+                warnings.warn(f"{self.label}: {error}", stacklevel=2)
+        return ready
 
-    def _names(self, c: Contestant) -> Row:
-        return {"model": self.contest.model.name, "method": c.title, "experiments": " ".join(c.experiments)}
-
-    def _place(self) -> Row:
-        known = self.known
+    def _common(self, base: nn.Module, images: Tensor) -> Row:
+        """What all rows of the run share."""
+        known, (height, width) = self.known, images.shape[-2:]
         return {
-            "rounds": self.cfg.rounds, "dtype": self.cfg.dtype, "device": known["device"],
+            "params_m": round(ttf.measure.params_m(base), 4), "tokens": _tokens(base, images),
+            "pixels": str(height) if height == width else f"{height}x{width}", "batch": len(images), "mode": self.mode,
+            "contest": self.contest.kind, "settings": self.settings, "dtype": self.cfg.dtype, "device": known["device"],
             "attention": known["attention"], "torch": known["versions"]["torch"], "git": known["git"]["sha"],
             "dirty": known["git"]["dirty"], "date": date.today().isoformat(),
         }  # fmt: skip
 
 
-def _speed(speed: ttf.measure.Speed, possible: float) -> Row:
+def _together(cost: dict[str, Any], base: dict[str, Any], target: Any, speed: Row) -> Row:
+    """Cost and speed of one contestant, and how they compare with the uncompressed model's and the anchor's."""
+    possible = base["gmacs"] / cost["gmacs"]
+    counts: Row = {name: value if value == "" else round(value, 4) for name, value in cost.items()}
+    like = "" if target is None or cost is base else round(cost["gmacs"] / target, 4)
     return {
-        "images_per_s": round(speed.images_per_s, 2), "median_ms": round(1e3 * speed.median_s, 2),
-        "low_ms": round(1e3 * speed.low_s, 2), "high_ms": round(1e3 * speed.high_s, 2),
-        "speed_up": round(speed.speed_up, 3), "mac_ratio": round(possible, 3),
-        "of_mac_ratio": round(speed.speed_up / possible, 3),
+        **counts, "gmacs_of_anchor": like, **speed,
+        "mac_ratio": round(possible, 3), "of_mac_ratio": round(speed["speed_up"] / possible, 3),
     }  # fmt: skip
 
 
-def measure(cfg: DictConfig, skip: Set[str] = frozenset()) -> Iterator[list[Row]]:
-    """Rows of the contests that ``scripts/benchmark.py`` asks for, one list a model; weights are random.
+def _speed(speed: ttf.measure.Speed) -> Row:
+    return {
+        "images_per_s": round(speed.images_per_s, 2), "median_ms": round(1e3 * speed.median_s, 2),
+        "low_ms": round(1e3 * speed.low_s, 2), "high_ms": round(1e3 * speed.high_s, 2),
+        "speed_up": round(speed.speed_up, 3), "rounds": speed.rounds,
+    }  # fmt: skip
+
+
+def _batches(batch: Any, device: torch.device) -> list[int | None]:
+    """Batch sizes of the config: a list, "sweep", or None: one, chosen by the model's cost.
+
+    Raises:
+        ValueError: another word.
+    """
+    if not isinstance(batch, str):
+        return list(batch or [None])
+    if batch != "sweep":
+        raise ValueError(f"batch must be a list, [1,8], or sweep or null, got {batch!r}")
+    return list(SWEEP.get(device.type, SWEEP["cpu"]))
+
+
+def timings(cfg: DictConfig) -> Iterator[Timing]:
+    """The runs that ``scripts/benchmark.py`` asks for.
 
     Args:
         cfg: its composed config.
-        skip: ``settings`` of rows that need not be measured again.
 
     Raises:
-        ValueError: nothing to compare, fewer than 5 rounds, an unknown mode, dtype or device.
+        ValueError: nothing to compare, fewer than 5 rounds, an unknown mode, dtype or device, or a mode that needs
+            another device or an extra.
     """
-    unknown = [mode for mode in cfg.modes if mode not in MODES]
-    if unknown or not cfg.modes:
-        raise ValueError(f"modes must be some of {', '.join(MODES)}, got {list(cfg.modes)}")
     device = pick_device(cfg.device)
+    pick_dtype(cfg.dtype)
+    modes.check(list(cfg.modes), device, cfg.dtype)
+    if cfg.rounds < FEWEST_ROUNDS:
+        raise ValueError(f"a median needs at least {FEWEST_ROUNDS} rounds, got {cfg.rounds}")
     known = provenance(device)
     for contest in contests(cfg):
-        yield list(_Timing(cfg, contest, device, known).rows(skip))
+        settle = cache(partial(matched, contest))
+        for mode in cfg.modes:
+            for batch in _batches(cfg.batch, device):
+                yield Timing(cfg, contest, settle, device, known, batch, mode)

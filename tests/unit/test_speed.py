@@ -1,0 +1,268 @@
+"""The parts of the speed harness: equal cost by counting, rows and their table, figures, compiled code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+import ttf
+from tests.unit.test_zoo import cost
+from ttf.results import speed, speed_figures
+from ttf.schedule import KeepRatio, RemovePerBlock
+from ttf.tasks import modes
+from ttf.tasks.arithmetic import arithmetic
+from ttf.tasks.counting import Shapes
+from ttf.tasks.matching import nearest
+
+Tiny = Callable[..., VisionTransformer]
+Images = Callable[..., Tensor]
+RESULTS = Path(__file__).parents[2] / "results"
+NETWORK = {
+    "_target_": "timm.create_model", "model_name": "vit_tiny_patch16_224", "img_size": 64, "patch_size": 8,
+    "embed_dim": 48, "depth": 4, "num_heads": 3,
+}  # fmt: skip
+
+
+# Equal cost
+
+
+@given(
+    st.lists(st.floats(0.01, 10.0), min_size=2, max_size=200),
+    st.floats(-10.0, 1000.0),
+    st.booleans(),
+)
+def test_the_nearest_count_of_a_monotone_function(steps: list[float], target: float, falls: bool) -> None:
+    values = torch.tensor(steps, dtype=torch.float64).cumsum(0).tolist()
+    values = values[::-1] if falls else values
+    tried: list[int] = []
+
+    def count(number: int) -> float:
+        tried.append(number)
+        return values[number]
+
+    found = nearest(count, 0, len(values) - 1, target)
+    assert abs(values[found] - target) == min(abs(value - target) for value in values)
+    assert len(tried) == len(set(tried))  # a count may take a second
+
+
+def test_few_counts_are_enough() -> None:
+    tried: list[int] = []
+
+    def count(r: int) -> float:
+        tried.append(r)
+        return 200.0 * max(1 - r / 330, 0.1) ** 1.5
+
+    assert nearest(count, 0, 2048, 120.0) == 95
+    assert len(tried) <= 14
+
+
+@pytest.mark.parametrize("options", [None, {"ratio": 0.5}, {"method": "tome", "schedule": RemovePerBlock(7)}])
+def test_shapes_cost_what_a_real_pass_costs(options: dict[str, Any] | None) -> None:
+    shapes = Shapes(OmegaConf.create(NETWORK))
+    model = VisionTransformer(**{name: NETWORK[name] for name in NETWORK if name not in ("_target_", "model_name")})
+    if options is not None:
+        ttf.apply(model, **options)
+    assert shapes.patches == 64 and shapes.size == (3, 64, 64)
+    assert shapes.gmacs({"ratio": 0.3}) < shapes.gmacs(None)  # one after the other on the same model
+    assert shapes.gmacs(options) == pytest.approx(ttf.measure.gmacs(model, (3, 64, 64)), rel=1e-2)
+
+
+def test_a_number_of_tokens_that_depends_on_the_image_is_not_counted_from_shapes() -> None:
+    with pytest.raises(ValueError, match="depends on the image"):
+        Shapes(OmegaConf.create(NETWORK)).gmacs({"method": "ats"})
+
+
+# What the tokens alone cost
+
+
+def test_tokens_alone_are_those_that_the_method_has(tiny: Tiny, images: Images) -> None:
+    """EViT's fused token is one of them; pruning at the same schedule does not have it."""
+    evit = ttf.apply(tiny(), "evit", schedule=KeepRatio(0.5, (3, 6)))
+    pruned = ttf.apply(tiny(), "random_pruning", schedule=KeepRatio(0.5, (3, 6)))
+    counts, fewer = arithmetic(evit, images()), arithmetic(pruned, images())
+    assert fewer["gmacs_tokens"] < counts["gmacs_tokens"] <= counts["gmacs"]
+    assert fewer["gmacs_tokens"] == fewer["gmacs"] and fewer["gmacs_norms"] > 0
+
+
+def test_no_tokens_alone_where_they_come_back_within_the_block(tiny: Tiny, images: Images) -> None:
+    dense = ttf.apply(tiny(), "tome_dense", ratio=0.5)
+    assert arithmetic(dense, images())["gmacs_tokens"] == ""
+
+
+def test_an_adaptive_method_is_counted_on_its_images(tiny: Tiny, images: Images) -> None:
+    x = images(4)
+    model = ttf.apply(tiny(), "ats", ratio=0.6)
+    assert arithmetic(model, x)["gmacs"] == pytest.approx(ttf.measure.gmacs(model, x.shape, x) / 4)
+
+
+# Rows
+
+
+def row(name: str, **changes: object) -> speed.Row:
+    return cost(name, 3.0, **{"contest": "equal", "pixels": "224", "tokens": 197, "attention": "sdpa", **changes})
+
+
+def test_rows_of_a_contest_with_others_are_replaced() -> None:
+    old = [row("uncompressed"), row("EViT", settings="before"), row("EViT", batch=8), row("EViT", contest="methods")]
+    new = [row("uncompressed", settings="now"), row("ToMe", settings="now")]
+    again = speed.merged(old, new)
+    assert again == [*old[2:], *new]
+
+
+def test_rows_of_another_size_device_or_mode_are_kept() -> None:
+    old = [
+        row("ToMe", pixels="384"),
+        row("ToMe", device="gpu"),
+        row("ToMe", mode="compiled"),
+        row("ToMe", dtype="half"),
+    ]
+    assert speed.merged(old, [row("ToMe")])[:-1] == old
+
+
+@pytest.mark.parametrize("table", ["table1", "table2"])
+def test_rows_of_older_files_are_read_and_replaced(table: str) -> None:
+    rows = speed.read(RESULTS / "speed" / f"{table}.csv")
+    header, *lines = speed.cells(rows)
+    assert len(lines) == len(rows) > 0 and {"model", "GMACs", "of MAC ratio", "peak MiB"} <= set(header)
+    assert speed.heading(rows).startswith("float32, ")
+    new = [{**rows[0], "contest": table, "pixels": "224", "settings": "new"}]
+    left = speed.merged(rows, new)
+    assert [r["model"] for r in left].count(rows[0]["model"]) == 1
+
+
+def test_a_table_says_what_differs_and_heads_with_what_does_not() -> None:
+    rows = [row("uncompressed", gmacs_of_anchor=""), row("ToMe", gmacs_of_anchor=1.0123, peak_mib=float("nan"))]
+    header, base, tome = speed.cells(rows)
+    assert speed.heading(rows) == "float32, cpu, sdpa, weights at random" and "device" not in header
+    assert base[header.index("GMACs to ours")] == "" and tome[header.index("GMACs to ours")] == "+1.2 %"
+    assert tome[header.index("peak MiB")] == ""
+    two = [*rows, row("ToMe", device="gpu")]
+    assert speed.heading(two) == "float32, sdpa, weights at random" and "device" in speed.cells(two)[0]
+
+
+# Figures
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    figures: list[Figure] = []
+    monkeypatch.setattr(speed_figures, "save", lambda figure, _: figures.append(figure))
+    return figures
+
+
+def test_the_limit_is_in_the_figure_of_speed(drawn: list[Figure], tmp_path: Path) -> None:
+    fast = {"mac_ratio": 1.5, "speed_up": 1.4}
+    rows = [row("uncompressed"), row("ToMe schedule.r=11", **fast), row("ours (default) ratio=0.7", batch=8, **fast)]
+    speed_figures.speed_against_macs(rows, tmp_path / "speed.png")
+    (axes,) = drawn[0].axes
+    (limit,) = axes.lines
+    assert list(limit.get_xdata()) == list(limit.get_ydata())
+    points = [collection.get_offsets().tolist() for collection in axes.collections]
+    assert points == [[[1.5, 1.4]], [[1.5, 1.4]]]  # the uncompressed model is where the limit begins
+    labels = [label.get_text() for label in drawn[0].legends[0].get_texts()]
+    assert labels == ["ours (default)", "ToMe", "batch 4", "batch 8"]
+    assert "cpu" in axes.get_title()
+
+
+def test_the_time_of_an_image_over_tokens(drawn: list[Figure], tmp_path: Path) -> None:
+    rows = [
+        row("uncompressed", tokens=t, batch=b, median_ms=m, high_ms=10.0) for t, b, m in ((577, 2, 9.0), (197, 4, 8.0))
+    ]
+    rows += [row("ToMe schedule.r=11"), row("DPC-KNN ratio=0.7")]
+    speed_figures.time_against_tokens(rows, tmp_path / "tokens.png")
+    (axes,) = drawn[0].axes
+    lines = [container.lines[0] for container in axes.containers]
+    assert [list(line.get_xdata()) for line in lines] == [[197, 577], [197]]
+    assert list(lines[0].get_ydata()) == [2.0, 4.5]
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+
+
+def test_figures_of_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run make speed first"):
+        speed_figures.gather("speed", None, tmp_path)
+    speed.write([row("ToMe"), row("ours", contest="tokens")], tmp_path / "m_equal.csv")
+    speed.write([cost("ToMe", 3.0)], tmp_path / "table1.csv")
+    assert [r["method"] for r in speed_figures.gather("speed_tokens", None, tmp_path)] == ["ours"]
+    with pytest.raises(ValueError, match="no rows for figure=speed"):
+        speed_figures.gather("speed", ["other"], tmp_path)
+    speed_figures.speed_against_macs(speed_figures.gather("speed", ["m"], tmp_path), tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+# Modes
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modes, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"modes=\[onnx\] needs onnx, onnxscript, onnxruntime: .*ttf\[onnx\]"):
+        modes.check(["eager", "onnx"], torch.device("cpu"), "float32")
+
+
+def test_onnx_is_for_the_cpu_in_float32() -> None:
+    with pytest.raises(ValueError, match="device=cpu dtype=float32"):
+        modes.check(["onnx"], torch.device("cpu"), "bfloat16")
+
+
+@pytest.mark.parametrize(("method", "options"), [("token_transform", {}), ("tome", {}), ("ppt", {})])
+def test_an_exported_model_answers_as_torch(method: str, options: dict[str, Any], tiny: Tiny, images: Images) -> None:
+    for needed in modes.EXTRA:
+        pytest.importorskip(needed)
+    model, x = ttf.apply(tiny(depth=4), method, blocks=(1, 2), **options), images()
+    exported = modes.ready(model, "onnx", x, method)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(x), model(x), atol=1e-4, rtol=1e-4)
+    assert isinstance(exported, modes.Exported) and exported.error < 1e-4
+
+
+def test_why_a_model_cannot_be_compiled_is_said(tiny: Tiny, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no compiler was found")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.raises(ValueError, match=r"torch.compile fails on ours here \(RuntimeError: no compiler was found\)"):
+        modes.ready(tiny(depth=2), "compiled", images(), "ours")
+
+
+class _Frames:
+    """A backend of torch.compile that runs graphs as they are and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        self.count += 1
+        return graph.forward
+
+
+def _graphs(model: VisionTransformer, images: Images, dynamic: bool | None) -> int:
+    torch.compiler.reset()
+    frames = _Frames()
+    compiled: Any = torch.compile(model, fullgraph=True, dynamic=dynamic, backend=frames)
+    with torch.inference_mode():
+        for batch in (1, 2, 5, 8):
+            x = images(batch)
+            torch.testing.assert_close(compiled(x), model(x), atol=1e-4, rtol=1e-4)
+    torch.compiler.reset()
+    return frames.count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [True, None])
+@pytest.mark.parametrize(
+    "options", [{}, {"preset": "paper"}, {"recover": True}, {"method": "tome"}, {"method": "evit"}]
+)
+def test_batches_are_one_graph_and_no_more_graphs_than_uncompressed(
+    options: dict[str, Any], dynamic: bool | None, tiny: Tiny, images: Images
+) -> None:
+    compressed = ttf.apply(tiny(depth=4), blocks=(1, 2), **options)
+    assert _graphs(compressed, images, dynamic) <= _graphs(tiny(depth=4), images, dynamic)

@@ -1,0 +1,88 @@
+"""Equal cost by counting: which r of ToMe, which keep ratio of EViT has the multiply-accumulates of ours?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from ttf.tasks.contest import OPEN, Contest, Contestant
+from ttf.tasks.counting import Shapes
+
+
+def nearest(count: Callable[[int], float], low: int, high: int, target: float) -> int:
+    """The whole number in [low, high] whose count is nearest to the target; the counts rise or fall evenly.
+
+    By false position (the Illinois rule: an end that stays twice counts half), since a count may take a second.
+    """
+    count = cache(count)
+    ends, errors, kept = [low, high], [count(low) - target, count(high) - target], -1
+    if errors[0] * errors[1] > 0:
+        return min(ends, key=lambda number: abs(count(number) - target))
+    while ends[1] - ends[0] > 1:
+        share = errors[0] / (errors[0] - errors[1]) if errors[0] != errors[1] else 0.5
+        middle = min(max(ends[0] + round(share * (ends[1] - ends[0])), ends[0] + 1), ends[1] - 1)
+        error = count(middle) - target
+        side = 0 if error * errors[0] > 0 else 1
+        ends[side], errors[side] = middle, error
+        if kept == 1 - side:
+            errors[kept] /= 2
+        kept = 1 - side
+    return min(ends, key=lambda number: abs(count(number) - target))
+
+
+def _with(options: dict[str, Any], name: str, value: float) -> dict[str, Any]:
+    """Arguments of ``ttf.apply`` with another ratio or r, which may be one of the schedule's."""
+    if name in options:
+        return {**options, name: value}
+    return {**options, "schedule": replace(options["schedule"], **{name: value})}
+
+
+def _settled(c: Contestant, shapes: Shapes, target: float) -> Contestant:
+    """A contestant with its open override found.
+
+    Raises:
+        ValueError: an override that is not found by counting, or several.
+    """
+    names = [word.removesuffix(OPEN) for word in c.words.split() if word.endswith(OPEN)]
+    if names not in (["ratio"], ["schedule.r"]):
+        raise ValueError(f"only ratio=? or schedule.r=? can be found by counting, and one of them, got {c.words!r}")
+    name, patches, base = names[0].removeprefix("schedule."), shapes.patches, dict(c.options or {})
+    # a ratio is a whole number of tokens at the first reduction; no method merges more than half at once
+    first, last, unit = (1, patches, patches) if name == "ratio" else (0, patches // 2, 1)
+
+    def options(number: int) -> dict[str, Any]:
+        return _with(base, name, number if unit == 1 else number / unit)
+
+    number = nearest(lambda candidate: shapes.gmacs(options(candidate)), first, last, target)
+    return replace(c, title=c.title.replace(OPEN, f"={number / unit:.4g}"), options=options(number))
+
+
+def anchor(contest: Contest) -> Contestant | None:
+    """Whose multiply-accumulates the open contestants shall have; None where none is open.
+
+    Raises:
+        ValueError: all of them are open.
+    """
+    if not any(c.is_open for c in contest.contestants):
+        return None
+    fixed = next((c for c in contest.contestants if c.options and not c.is_open), None)
+    if fixed is None:
+        raise ValueError("=? asks for the cost of another experiment: name one without =? as well")
+    return fixed
+
+
+def matched(contest: Contest) -> Contest:
+    """The contest with the open overrides of its contestants filled in, at the nearest GMACs to those of the anchor.
+
+    Raises:
+        ValueError: see ``anchor``; a method whose number of tokens depends on the image.
+    """
+    fixed = anchor(contest)
+    if fixed is None:
+        return contest
+    shapes = Shapes(contest.model.network)
+    target = shapes.gmacs(fixed.options)
+    settled = [_settled(c, shapes, target) if c.is_open else c for c in contest.contestants]
+    return replace(contest, contestants=settled)
