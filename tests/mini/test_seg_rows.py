@@ -93,3 +93,11 @@ def test_masks_side_by_side(mini: list[str], tmp_path: Path):
     assert not torch.equal(shown[0].truth, shown[1].truth)
     masks.figure(shown, data.classes, data.palette, tmp_path / "masks.png")
     assert Image.open(tmp_path / "masks.png").width > 800
+
+
+def test_the_embedded_segmenter_knows_its_scenes(evaluate: Evaluate):
+    base = evaluate("experiment=fig4b/none", "model=segmenter_mini", "limit=60")
+    ours = evaluate("experiment=fig4b/ours_default", "model=segmenter_mini", "limit=60", "ratio=0.8")
+    assert base["metrics"]["miou"]["value"] > 55
+    assert ours["gmacs"] < 0.9 * base["gmacs"]
+    assert ours["metrics"]["agreement"]["value"] > 90

@@ -1,0 +1,44 @@
+"""The committed Segmenter on real street scenes of CamVid, compressed beside uncompressed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from ttf.results.store import Row
+from ttf.tasks.run import execute
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+ROOT = Path(__file__).parents[2]
+IMAGES = 12
+EVIT = ("experiment=fig4b/evit", "ratio=0.7", "blocks=[3,6,9]")
+
+
+@pytest.fixture(scope="module")
+def evaluate(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Row]:
+    folder = tmp_path_factory.mktemp("camvid")
+    places = [f"paths.camvid={shared}/data/camvid", f"paths.runs={folder}/runs", f"paths.cache={folder}/cache"]
+
+    def run(*overrides: str) -> Row:
+        common = ["model=segmenter_ti_camvid", f"limit={IMAGES}", "throughput.batch_size=0"]
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            return execute(compose("eval", [*overrides, *common, *places]))
+
+    return run
+
+
+def test_the_uncompressed_model_segments_streets(evaluate: Callable[..., Row]) -> None:
+    row = evaluate("experiment=fig4b/none")
+    assert row["images"] == IMAGES
+    assert row["metrics"]["miou"]["value"] > 45  # a dozen images hold few pixels of the rare classes
+    assert row["metrics"]["aacc"]["value"] > 80
+
+
+def test_ours_stays_closer_than_pruning_at_equal_cost(evaluate: Callable[..., Row]) -> None:
+    evit, ours = evaluate(*EVIT), evaluate("experiment=fig4b/ours_default", "ratio=0.58")
+    assert ours["gmacs"] <= 1.01 * evit["gmacs"]
+    assert ours["metrics"]["kl"]["value"] < evit["metrics"]["kl"]["value"] / 3
+    assert ours["metrics"]["miou"]["value"] > evit["metrics"]["miou"]["value"]
