@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,7 @@ from ttf.ops.kernels import dispatch
 from ttf.ops.numerics import full_precision, require_finite
 from ttf.ops.reduction import DenseReduction, Reduction, behind_prefix, gather_tokens
 
+Run = Callable[[LayerView, Tensor, int, int, Tensor | None], Reduction]
 Feature = Literal["x", "norm", "keys", "xk"]
 Selection = Literal["informative", "redundancy", "pool"]
 Similarity = Literal["cosine", "euclidean", "inverse"]
@@ -133,8 +135,13 @@ class TokenTransform(Method):
         require_finite(view.scores, "the attention scores")
         isolated = view.prefix if self.isolate else 0
         mass = view.sizes[:, isolated:] if self.accumulate and view.sizes is not None else None
-        by_kernels = self._has_kernels and dispatch.enabled(view.x)
-        return (self._fused if by_kernels else self._plain)(view, view.scores, keep, isolated, mass)
+        run: Run = self._plain
+        if self.selection != "pool" and self.similarity == "cosine" and self.normalise:
+            if dispatch.enabled(view.x):
+                run = self._by_kernels
+            elif self.selection == "redundancy" and fused.wants_blocks(view.x):
+                run = self._in_blocks
+        return run(view, view.scores, keep, isolated, mass)
 
     def _plain(
         self, view: LayerView, scores: Tensor, keep: int, isolated: int, mass: Tensor | None
@@ -152,18 +159,21 @@ class TokenTransform(Method):
         sizes = F.pad(transform.transformed_sizes(shares, mass), (isolated, 0), value=1.0)
         return DenseReduction(sizes=sizes, kept=kept, assignment=shares, mass=mass, prefix=isolated, grid=cells)
 
-    @property
-    def _has_kernels(self) -> bool:
-        """Whether the kernels know this reading."""
-        return self.selection != "pool" and self.similarity == "cosine" and self.normalise
-
-    def _fused(
+    def _by_kernels(
         self, view: LayerView, scores: Tensor, keep: int, isolated: int, mass: Tensor | None
     ) -> fused.FusedReduction:  # fmt: skip
-        return fused.transform(
-            view.x, transform.unit_features(*self._features(view, isolated)), scores, keep, view.prefix,
-            gating=fused.Gating(self.kappa, self.tau, self.gate), mass=mass, redundancy=self.selection == "redundancy",
+        units = transform.unit_features(*self._features(view, isolated))
+        gating, redundancy = fused.Gating(self.kappa, self.tau, self.gate), self.selection == "redundancy"
+        return fused.by_kernels(
+            view.x, units, scores, keep, view.prefix, gating=gating, mass=mass, redundancy=redundancy
         )  # fmt: skip
+
+    def _in_blocks(
+        self, view: LayerView, scores: Tensor, keep: int, isolated: int, mass: Tensor | None
+    ) -> fused.FusedReduction:  # fmt: skip
+        units = transform.unit_features(*self._features(view, isolated))
+        gating = fused.Gating(self.kappa, self.tau, self.gate)
+        return fused.in_blocks(view.x, units, scores, keep, view.prefix, gating=gating, mass=mass)
 
 
 PRESETS: dict[str, dict[str, object]] = {

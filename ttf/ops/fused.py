@@ -1,18 +1,24 @@
-"""The transform by the Triton kernels of ``ttf.ops.kernels``: W is never in memory.
+"""Selection, assignment and transform in one go, for tokens that are at hand: W is never in memory as a whole.
 
+By the Triton kernels of ``ttf.ops.kernels``, or for long sequences on a CPU in blocks that stay in the cache.
 Shapes: B batch, N old and M new tokens, P prefix tokens in front of them, C channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ttf.ops.numerics import full_precision
 from ttf.ops.reduction import DenseReduction, Reduction, behind_prefix, gather_tokens
-from ttf.ops.transform import Gate, assign, mark_own, select, similarity
+from ttf.ops.transform import Gate, assign, gated_softmax, mark_own, novelty, select, similarity, transformed_sizes
+
+BLOCK = 1 << 20  # cosines, 4 MiB: as large as the caches of two cores; smaller blocks make slower products
+MANY = 2048  # tokens; below, the plain operators are as fast
 
 
 @dataclass(frozen=True)
@@ -63,11 +69,11 @@ class FusedReduction(Reduction):
         return self._dense().matrix()
 
 
-def transform(
+def by_kernels(
     x: Tensor, units: Tensor, scores: Tensor, keep: int, prefix: int, *, gating: Gating, mass: Tensor | None,
     redundancy: bool,
 ) -> FusedReduction:  # fmt: skip
-    """Select, assign and transform (Eq. 2-8).
+    """Select, assign and transform (Eq. 2-8) on a GPU.
 
     Args:
         x: (B, N, C) tokens.
@@ -79,19 +85,82 @@ def transform(
         mass: (B, n) sizes of the old tokens, or None.
         redundancy: select by the redundancy-aware score.
     """
-    from ttf.ops.kernels.transform import assignment_lse, novelty, transform_down  # imports triton
+    from ttf.ops.kernels import transform as kernels  # imports triton
 
     isolated = x.shape[1] - units.shape[1]
     kept, options = prefix - isolated, (gating.kappa, gating.tau, gating.gate)
     ranks = scores[:, prefix:]
     if redundancy:
-        ranks = novelty(units[:, kept:], ranks)
+        ranks = kernels.novelty(units[:, kept:], ranks)
     index = behind_prefix(select(ranks, keep - prefix), kept)
     chosen = gather_tokens(units, index)
-    lse = assignment_lse(units, chosen, index, *options)
-    y, sizes = transform_down(units, chosen, index, lse, mass, x[:, isolated:], *options)
+    lse = kernels.assignment_lse(units, chosen, index, *options)
+    y, sizes = kernels.transform_down(units, chosen, index, lse, mass, x[:, isolated:], *options)
+    return _answered(x, units, index, y, sizes, gating, mass)
+
+
+def _answered(
+    x: Tensor, units: Tensor, index: Tensor, y: Tensor, sizes: Tensor, gating: Gating, mass: Tensor | None
+) -> FusedReduction:  # fmt: skip
+    isolated = x.shape[1] - units.shape[1]
     return FusedReduction(
         sizes=F.pad(sizes, (isolated, 0), value=1.0), kept=behind_prefix(index, isolated), source=x,
         answer=torch.cat((x[:, :isolated], y), dim=1), units=units, index=index, gating=gating, mass=mass,
         isolated=isolated,
     )  # fmt: skip
+
+
+def wants_blocks(x: Tensor) -> bool:
+    """Whether tokens x (B, N, C) are better transformed in blocks: many, on a CPU, in float32, without a gradient."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+        return False
+    return x.dtype == torch.float32 and x.shape[1] >= MANY
+
+
+def in_blocks(
+    x: Tensor, units: Tensor, scores: Tensor, keep: int, prefix: int, *, gating: Gating, mass: Tensor | None
+) -> FusedReduction:  # fmt: skip
+    """As ``by_kernels``, redundancy-aware, by torch: every block of cosines is in the cache while it is worked on."""
+    isolated = x.shape[1] - units.shape[1]
+    kept, found = prefix - isolated, list[tuple[Tensor, Tensor, Tensor]]()
+    for image in range(x.shape[0]):
+        blocks, ranks = _cosines(units[image : image + 1]), scores[image : image + 1, prefix:]
+        ranks = torch.cat([novelty(ranks, block, part) for part, block in _patches(blocks, kept)], dim=1)
+        index = behind_prefix(select(ranks, keep - prefix), kept)
+        masses = None if mass is None else mass[image].float()
+        found.append((index, *_transformed(blocks, index[0], x[image, isolated:], gating, masses)))
+    index, y, sizes = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return _answered(x, units, index, y, sizes, gating, mass)
+
+
+def _cosines(units: Tensor) -> list[tuple[slice, Tensor]]:
+    """Blocks of rows of all cosines of (1, n, F) units, (1, k, n) each; a token is exactly like itself."""
+    n, blocks = units.shape[1], list[tuple[slice, Tensor]]()
+    for start in range(0, n, max(1, BLOCK // n)):
+        part = slice(start, min(n, start + max(1, BLOCK // n)))
+        block = similarity(units[:, part], units)
+        block[0, :, part].fill_diagonal_(1.0)
+        blocks.append((part, block))
+    return blocks
+
+
+def _patches(blocks: list[tuple[slice, Tensor]], kept: int) -> Iterator[tuple[slice, Tensor]]:
+    """The same without the prefix tokens that take part."""
+    for part, block in blocks:
+        behind = slice(max(part.start - kept, 0), part.stop - kept)
+        if behind.stop > behind.start:
+            yield behind, block[:, max(kept - part.start, 0) :, kept:]
+
+
+def _transformed(
+    blocks: list[tuple[slice, Tensor]], index: Tensor, x: Tensor, gating: Gating, mass: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Y (1, m, C) and sizes (1, m) of one image's tokens x (n, C), summed over blocks of these."""
+    y, sizes = x.new_zeros(len(index), x.shape[1]), x.new_zeros(len(index))
+    with full_precision(x):
+        for part, block in blocks:
+            shares = gated_softmax(block.index_select(2, index), 2, gating.kappa, gating.tau, gating.gate)[0]
+            sizes = sizes + transformed_sizes(shares.unsqueeze(0), None if mass is None else mass[None, part])[0]
+            weighted = shares if mass is None else shares.mul_(mass[part].unsqueeze(1))
+            y = torch.addmm(y, weighted.t(), x[part])
+    return (y / sizes.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)).unsqueeze(0), sizes.unsqueeze(0)

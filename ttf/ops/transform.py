@@ -62,23 +62,34 @@ def select(scores: Tensor, m: int) -> Tensor:
     return scores.topk(m, dim=1, sorted=False).indices.sort(dim=1).values
 
 
-def novelty(scores: Tensor, cosines: Tensor) -> Tensor:
+def novelty(scores: Tensor, cosines: Tensor, tokens: slice = slice(None)) -> Tensor:
     """Informativeness times what no more informative token already says.
 
     score_j = h_j * (1 - max over {i: h_i > h_j} of cos(f_i, f_j)); beyond the paper.
 
     Args:
         scores: (B, n) informativeness h.
-        cosines: (B, n, n) between all tokens.
+        cosines: (B, k, n) between the tokens j and all tokens i.
+        tokens: which k tokens j these are; all n unless told.
 
     Returns:
-        (B, n) float32.
+        (B, k) float32.
     """
     # as numbers, 1 where token i is not above token j: several times faster than a mask of booleans
-    rivals, own = scores.detach().unsqueeze(1), scores.detach().unsqueeze(2)
+    rivals, own = scores.detach().unsqueeze(1), scores.detach()[:, tokens].unsqueeze(2)
     not_above = torch.le(rivals, own, out=cosines.new_empty(cosines.shape))
     nearest_above = torch.sub(cosines, not_above, alpha=2.0).amax(dim=2).clamp_min(-1.0)  # -1: none is above
-    return scores * (1.0 - nearest_above)
+    return scores[:, tokens] * (1.0 - nearest_above)
+
+
+def gated_softmax(cosines: Tensor, dim: int, kappa: float, tau: float, gate: Gate = "zero") -> Tensor:
+    """``assign`` for cosines (B, n, m) or (B, m, n), the new tokens along ``dim``."""
+    if gate == "zero":
+        passed = torch.ge(cosines.detach(), kappa, out=cosines.new_empty(cosines.shape))  # numbers, see ``novelty``
+        return torch.softmax((cosines * passed).mul_(tau), dim=dim)
+    below = cosines < kappa
+    logits = (cosines * tau).masked_fill(below & ~below.all(dim, keepdim=True), -math.inf)
+    return torch.softmax(logits, dim=dim).masked_fill(below, 0.0)
 
 
 def assign(cosines: Tensor, kappa: float, tau: float, gate: Gate = "zero") -> Tensor:
@@ -94,13 +105,8 @@ def assign(cosines: Tensor, kappa: float, tau: float, gate: Gate = "zero") -> Te
     Returns:
         (B, n, m) float32; every row sums to 1, or to 0 for a dropped token.
     """
-    rows = cosines.transpose(1, 2)  # one a new token, as they are in memory
-    if gate == "zero":
-        passed = torch.ge(rows.detach(), kappa, out=rows.new_empty(rows.shape))  # as numbers: faster than masked_fill
-        return torch.softmax((rows * passed).mul_(tau), dim=1).transpose(1, 2)
-    below = rows < kappa
-    logits = (rows * tau).masked_fill(below & ~below.all(1, keepdim=True), -math.inf)
-    return torch.softmax(logits, dim=1).masked_fill(below, 0.0).transpose(1, 2)
+    # along the rows that the new tokens have in memory
+    return gated_softmax(cosines.transpose(1, 2), 1, kappa, tau, gate).transpose(1, 2)
 
 
 def mark_own(similarities: Tensor, index: Tensor, own: float = 1.0) -> Tensor:
