@@ -30,6 +30,7 @@ COLOURS = {
     "ours (default)": "black",
     "ours (default), back by W transposed": "0.5",
     "Hourglass": "tab:orange",
+    "Hourglass, temperature 2": "gold",
     "EViT": "tab:green",
     "ToMe": "tab:blue",
     "ACT": "tab:brown",
