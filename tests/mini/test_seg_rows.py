@@ -88,7 +88,7 @@ def test_masks_side_by_side(mini: list[str], tmp_path: Path):
         cfg.ways = ["fig4b/none"]
         with pytest.raises(ValueError, match="fig4b/none has no masks of its own"):
             examples(cfg, None)
-    assert list(shown[0].predictions) == ["ours (default)", "Hourglass", "EViT", "ToMe"]
+    assert list(shown[0].predictions) == ["ours (default)", "Hourglass, temperature 2", "EViT", "ToMe"]
     assert all(labels.shape == (96, 96) for labels in shown[0].predictions.values())
     assert not torch.equal(shown[0].truth, shown[1].truth)
     masks.figure(shown, data.classes, data.palette, tmp_path / "masks.png")

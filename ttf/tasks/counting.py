@@ -60,7 +60,7 @@ class Shapes:
                 return ttf.measure.gmacs(ttf.remove(self._model), self.size)
             plan = ttf.api.plan(ttf.apply(self._model, **options))
             if plan is not None and plan.method.adaptive:
-                raise ValueError("not to be counted from shapes: the number of tokens depends on the image")
+                raise ValueError("cannot be counted from shapes: its number of tokens depends on the image")
             return ttf.measure.gmacs(self._model, self.size)
 
 
