@@ -33,7 +33,7 @@ def test_every_make_target_is_explained():
 
 
 def test_operators_import_torch_alone():
-    standard = ("__future__", "dataclasses", "abc", "typing", "math", "itertools")
+    standard = ("__future__", "collections.abc", "dataclasses", "abc", "typing", "math", "itertools")
     for file in (ROOT / "ttf" / "ops").rglob("*.py"):
         imports = re.findall(r"^\s*(?:from|import) (\S+)", file.read_text(), re.M)
         kernels = ("triton", "importlib", "os", "contextlib") if file.parent.name == "kernels" else ()
