@@ -17,6 +17,7 @@ from ttf.measure.provenance import provenance
 from ttf.results import speed
 from ttf.results.tables import markdown, show
 from ttf.tasks import floor
+from ttf.tasks.contest import sized
 from ttf.tasks.options import pick_device, pick_dtype, reduction
 
 
@@ -25,8 +26,7 @@ def _rows(cfg: DictConfig, device: torch.device) -> list[speed.Row]:
     options, dtype = reduction(cfg), pick_dtype(cfg.dtype)
     if options is None:
         raise ValueError("method=none compresses nothing: choose a method")
-    network = {**cfg.model.network, **({"img_size": cfg.pixels} if cfg.pixels else {})}
-    model = build(network).eval().to(device, dtype)
+    model = build(sized(cfg.model, cfg.pixels).network).eval().to(device, dtype)
     ours = ttf.apply(api.twin(model), **options)
     images = torch.randn(cfg.batch, *preprocessing(model).input_size).to(device, dtype)
     known, place = floor.rates(device, dtype), provenance(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,7 +20,6 @@ from ttf.ops.kernels import dispatch
 from ttf.ops.numerics import full_precision, require_finite
 from ttf.ops.reduction import DenseReduction, Reduction, behind_prefix, gather_tokens
 
-Run = Callable[[LayerView, Tensor, int, int, Tensor | None], Reduction]
 Feature = Literal["x", "norm", "keys", "xk"]
 Selection = Literal["informative", "redundancy", "pool"]
 Similarity = Literal["cosine", "euclidean", "inverse"]
@@ -135,13 +135,21 @@ class TokenTransform(Method):
         require_finite(view.scores, "the attention scores")
         isolated = view.prefix if self.isolate else 0
         mass = view.sizes[:, isolated:] if self.accumulate and view.sizes is not None else None
-        run: Run = self._plain
-        if self.selection != "pool" and self.similarity == "cosine" and self.normalise:
-            if dispatch.enabled(view.x):
-                run = self._by_kernels
-            elif self.selection == "redundancy" and fused.wants_blocks(view.x):
-                run = self._in_blocks
-        return run(view, view.scores, keep, isolated, mass)
+        at_once = self._at_once(view.x)
+        if at_once is None:
+            return self._plain(view, view.scores, keep, isolated, mass)
+        units = transform.unit_features(*self._features(view, isolated))
+        gating = fused.Gating(self.kappa, self.tau, self.gate)
+        return at_once(view.x, units, view.scores, keep, view.prefix, gating=gating, mass=mass)
+
+    def _at_once(self, x: Tensor) -> Callable[..., Reduction] | None:
+        """What does all of this reading in one go for tokens x, or None."""
+        if self.selection == "pool" or self.similarity != "cosine" or not self.normalise:
+            return None
+        redundancy = self.selection == "redundancy"
+        if dispatch.enabled(x):
+            return partial(fused.by_kernels, redundancy=redundancy)
+        return fused.in_blocks if redundancy and fused.wants_blocks(x) else None
 
     def _plain(
         self, view: LayerView, scores: Tensor, keep: int, isolated: int, mass: Tensor | None
@@ -158,22 +166,6 @@ class TokenTransform(Method):
         shares = self._shares(similarities)
         sizes = F.pad(transform.transformed_sizes(shares, mass), (isolated, 0), value=1.0)
         return DenseReduction(sizes=sizes, kept=kept, assignment=shares, mass=mass, prefix=isolated, grid=cells)
-
-    def _by_kernels(
-        self, view: LayerView, scores: Tensor, keep: int, isolated: int, mass: Tensor | None
-    ) -> fused.FusedReduction:  # fmt: skip
-        units = transform.unit_features(*self._features(view, isolated))
-        gating, redundancy = fused.Gating(self.kappa, self.tau, self.gate), self.selection == "redundancy"
-        return fused.by_kernels(
-            view.x, units, scores, keep, view.prefix, gating=gating, mass=mass, redundancy=redundancy
-        )  # fmt: skip
-
-    def _in_blocks(
-        self, view: LayerView, scores: Tensor, keep: int, isolated: int, mass: Tensor | None
-    ) -> fused.FusedReduction:  # fmt: skip
-        units = transform.unit_features(*self._features(view, isolated))
-        gating = fused.Gating(self.kappa, self.tau, self.gate)
-        return fused.in_blocks(view.x, units, scores, keep, view.prefix, gating=gating, mass=mass)
 
 
 PRESETS: dict[str, dict[str, object]] = {

@@ -138,15 +138,16 @@ def _blocks(q: Tensor) -> list[tuple[slice, slice, slice]]:
     """Images, heads and queries whose maps fit into the cache together: whole maps as long as these do."""
     batch, heads, tokens, _ = q.shape
     if torch.compiler.is_compiling():
-        return [(slice(None), slice(None), queries) for queries in _slices(tokens, tokens if tokens < 1024 else 256)]
+        return [(slice(None), slice(None), queries) for queries in slices(tokens, tokens if tokens < 1024 else 256)]
     budget = CPU_BLOCK if q.device.type == "cpu" else GPU_BLOCK
     images = max(1, budget // (heads * tokens * tokens))
     together = min(heads, max(1, budget // (tokens * tokens)))
     rows = min(tokens, max(1, budget // tokens))
-    return list(product(_slices(batch, images), _slices(heads, together), _slices(tokens, rows)))
+    return list(product(slices(batch, images), slices(heads, together), slices(tokens, rows)))
 
 
-def _slices(length: int, step: int) -> list[slice]:
+def slices(length: int, step: int) -> list[slice]:
+    """[0, length) in parts of ``step``, the last one perhaps shorter."""
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ttf.ops.attention import slices
 from ttf.ops.numerics import full_precision
 from ttf.ops.reduction import DenseReduction, Reduction, behind_prefix, gather_tokens
 from ttf.ops.transform import Gate, assign, gated_softmax, mark_own, novelty, select, similarity, transformed_sizes
@@ -136,8 +137,7 @@ def in_blocks(
 def _cosines(units: Tensor) -> list[tuple[slice, Tensor]]:
     """Blocks of rows of all cosines of (1, n, F) units, (1, k, n) each; a token is exactly like itself."""
     n, blocks = units.shape[1], list[tuple[slice, Tensor]]()
-    for start in range(0, n, max(1, BLOCK // n)):
-        part = slice(start, min(n, start + max(1, BLOCK // n)))
+    for part in slices(n, max(1, BLOCK // n)):
         block = similarity(units[:, part], units)
         block[0, :, part].fill_diagonal_(1.0)
         blocks.append((part, block))

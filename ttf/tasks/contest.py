@@ -64,13 +64,18 @@ class Contest:
             same.experiments.extend(new.experiments)
 
 
+def sized(model: DictConfig, pixels: int | None) -> DictConfig:
+    """A config of group ``model`` for images of another side; None: its own. Raises ``ValueError`` outside of timm."""
+    if pixels is None:
+        return model
+    if not model.network._target_.startswith("timm."):
+        raise ValueError(f"pixels sets the size of models of timm, and {model.name} is none: leave it out")
+    plain: Any = OmegaConf.to_container(model, resolve=True)
+    return OmegaConf.create({**plain, "network": {**plain["network"], "img_size": pixels}})
+
+
 def _contest(model: DictConfig, kind: str, pixels: int | None = None) -> Contest:
-    if pixels is not None:
-        if not model.network._target_.startswith("timm."):
-            raise ValueError(f"pixels sets the size of models of timm, and {model.name} is none: leave it out")
-        plain: Any = OmegaConf.to_container(model, resolve=True)
-        model = OmegaConf.create({**plain, "network": {**plain["network"], "img_size": pixels}})
-    return Contest(model, [Contestant(BASE, None)], kind, pixels)
+    return Contest(sized(model, pixels), [Contestant(BASE, None)], kind, pixels)
 
 
 def _configured(cfg: DictConfig, pixels: int | None) -> Contest:
