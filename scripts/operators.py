@@ -1,0 +1,44 @@
+"""Attention with column sums and the transform beside what they replace: ``python scripts/operators.py threads=2``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import DictConfig
+
+from ttf import cli
+from ttf.data.files import atomic_write
+from ttf.measure.provenance import provenance
+from ttf.results import speed
+from ttf.results.tables import markdown, show
+from ttf.tasks.operators import operators
+
+
+def cells(rows: list[speed.Row]) -> list[list[str]]:
+    """A line a row, header first."""
+    return [["operator", "shape", "way", "median ms"]] + [
+        [row["operator"], row["shape"], row["way"], f"{row['median_ms']:.1f}"] for row in rows
+    ]
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="operators")
+def main(cfg: DictConfig) -> None:
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    torch.manual_seed(cfg.seed)
+    known, path = provenance(torch.device("cpu")), Path(cfg.csv)
+    place = {"device": known["device"], "torch": known["versions"]["torch"], "rounds": cfg.rounds}
+    place |= {"git": known["git"]["sha"], "dirty": known["git"]["dirty"]}
+    rows = [row | place for row in operators(cfg.rounds)]
+    shapes = "attention: images x heads x tokens; transform: images x tokens x channels, 0.7 of the tokens kept"
+    title = f"{known['device']}, float32, median of {cfg.rounds} rounds. {shapes}"
+    speed.write(rows, path)
+    atomic_write(path.with_suffix(".md"), lambda t: t.write_text(f"**{title}**\n\n{markdown(cells(rows))}"))
+    show(cells(rows), title)
+    print(path)
+
+
+if __name__ == "__main__":
+    cli.run(main)

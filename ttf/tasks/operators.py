@@ -1,0 +1,84 @@
+"""Single operators timed beside what they replace: attention with its column sums, the transform in its two forms."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from unittest.mock import patch
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from ttf.methods import LayerView, TokenTransform
+from ttf.ops import attention, fused
+from ttf.results.speed import Row
+
+HEAD = 64  # channels
+RATIO = 0.7
+# (images, heads, tokens)
+ATTENTION = ((16, 6, 197), (8, 6, 577), (1, 16, 1601), (1, 6, 4097))
+# (images, tokens, channels)
+TRANSFORM = ((16, 197, 384), (1, 1601, 1024), (1, 2305, 384), (1, 4097, 384))
+NEVER = 1 << 30
+
+
+def _ways_of_attention(images: int, heads: int, tokens: int) -> dict[str, Callable[[], object]]:
+    x = torch.randn(images, tokens, 3 * heads * HEAD)
+    q, k, v = x.view(images, tokens, 3, heads, HEAD).permute(2, 0, 3, 1, 4).unbind(0)
+    bias, scale = attention.size_bias(1 + torch.rand(images, tokens), q.dtype), HEAD**-0.5
+
+    def whole() -> Tensor:
+        return attention.column_sums(attention.mapped_attention(q, k, v, None, scale)[1])
+
+    return {
+        "fused, no sums": lambda: attention.fused_attention(q, k, v, None, scale),
+        "fused, no sums, log s as a mask": lambda: attention.fused_attention(q, k, v, bias, scale),
+        "sums of the whole map": whole,
+        "sums in blocks": lambda: attention.summed_attention(q, k, v, None, scale),
+    }
+
+
+def _ways_of_transform(images: int, tokens: int, channels: int) -> dict[str, Callable[[], object]]:
+    x = torch.randn(images, 1, channels) + 0.8 * torch.randn(images, tokens, channels)  # so that cosines pass the gate
+    view = LayerView(x, 1, sizes=1 + torch.rand(images, tokens), scores=torch.rand(images, tokens))
+    keep = 1 + int(RATIO * (tokens - 1))
+
+    def run(many: int) -> Tensor:
+        with patch.object(fused, "MANY", many):
+            return TokenTransform().reduce(view, keep).down(x)
+
+    return {
+        "products alone": lambda: (x @ x.transpose(1, 2))[:, :keep] @ x,
+        "plain": lambda: run(NEVER),
+        "in blocks": lambda: run(1),
+    }
+
+
+def _medians(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Milliseconds of each way, all of them in every round, the first round left out."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(1 + rounds):
+        for name, run in ways.items():
+            begin = time.perf_counter()
+            run()
+            if number:
+                times[name].append(1e3 * (time.perf_counter() - begin))
+    return {name: round(statistics.median(values), 2) for name, values in times.items()}
+
+
+@torch.inference_mode()
+def operators(rounds: int = 15) -> list[Row]:
+    """Time them on the CPU, in float32, with the threads that torch has.
+
+    Returns:
+        Rows: operator, shape, way, median_ms.
+    """
+    cases = [("attention", shape) for shape in ATTENTION] + [("transform", shape) for shape in TRANSFORM]
+    rows: list[Row] = []
+    for operator, shape in track(cases, "timing operators"):
+        size = " x ".join(str(number) for number in shape)
+        times = _medians((_ways_of_attention if operator == "attention" else _ways_of_transform)(*shape), rounds)
+        rows += [{"operator": operator, "shape": size, "way": way, "median_ms": ms} for way, ms in times.items()]
+    return rows
