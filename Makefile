@@ -4,6 +4,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 EXTRAS ?= dev
 STAMP := $(VENV)/.ready-$(EXTRAS)
+COMPILED := $(VENV)/.compiled
 SHARED ?= ../shared
 IMAGENET ?= $(firstword $(wildcard data/imagenet $(SHARED)/data/nips17) data/imagenet)
 WEIGHTS ?= $(wildcard $(SHARED)/weights)
@@ -18,7 +19,11 @@ COSTS ?=  # of tables 1 and 2; on a GPU: batch=[256] dtype=bfloat16 modes=[eager
 help: ## list the targets
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-setup: $(STAMP) ## make .venv with uv and install the project (EXTRAS=dev,openmmlab for more)
+setup: $(STAMP) $(COMPILED) ## make .venv with uv, install the project, compile its operators (EXTRAS=dev,openmmlab for more)
+
+$(COMPILED): ttf/ops/native/operators.cpp $(STAMP)
+	$(PY) -m ttf.ops.native
+	@touch $@
 
 $(STAMP): pyproject.toml
 	@test -x $(PY) || { command -v uv >/dev/null && uv venv --python 3.11 $(VENV); } || python3 -m venv $(VENV)

@@ -17,6 +17,8 @@ from ttf.building import build
 from ttf.measure.provenance import device_name
 from ttf.models.download import published
 from ttf.models.weights import EMBEDDED, at_hand
+from ttf.ops import native
+from ttf.ops.native.build import library
 
 CORE = (
     "torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "pandas", "matplotlib", "scikit-learn", "rich",
@@ -90,6 +92,13 @@ def _accelerator() -> Finding:
     return Finding("GPU", None, "speed: everything runs on the CPU", f"now: {device_name(torch.device('cpu'))}")
 
 
+def _operators() -> Finding:
+    if native.switched_on():
+        return Finding("compiled operators", str(library()))
+    cost = "speed on a CPU: the plain operators run, the same answers a few percent slower"
+    return Finding("compiled operators", None, cost, "a C++ compiler, then python -m ttf.ops.native; not TTF_NATIVE=0")
+
+
 def _space(cfg: DictConfig) -> Finding:
     free = shutil.disk_usage(cfg.paths.root).free
     words = f"{free / GIB:.0f} GiB free"
@@ -104,6 +113,7 @@ def examine(cfg: DictConfig) -> list[Finding]:
         *(_package(name, "everything", "make setup") for name in CORE),
         *(_package(name, cost, "make setup EXTRAS=dev,openmmlab") for name, cost in OPTIONAL.items()),
         _accelerator(),
+        _operators(),
         _space(cfg),
         _dataset(cfg),
         *(_weights(model, cfg.paths.weights, cfg.paths.downloads) for model in models),

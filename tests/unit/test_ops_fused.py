@@ -14,6 +14,11 @@ from ttf.ops import fused
 from ttf.ops.reduction import DenseReduction
 
 
+@pytest.fixture(autouse=True)
+def _without_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTF_NATIVE", "0")
+
+
 def _view(seed: int, batch: int, tokens: int, prefix: int, with_sizes: bool, features: int = 6) -> LayerView:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, 1, features, generator=generator) + torch.randn(batch, tokens, features, generator=generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch.backends import cuda
+
+from ttf.ops import native
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "ttf")
 CODE = ("ttf", "configs", "scripts", "pyproject.toml")  # what numbers depend on; rows themselves do not make it dirty
@@ -62,12 +65,20 @@ def attention_backend(device: torch.device) -> str:
     return "scaled_dot_product_attention (" + ", ".join(name for name, on in allowed.items() if on) + ")"
 
 
+def operators_used(device: torch.device) -> str:
+    """What runs the operators of reducing layers where nothing keeps it from them (a gradient, half precision, ...)."""
+    if os.environ.get("TTF_KERNELS") == "1" and device.type == "cuda":
+        return "Triton operators"
+    return "compiled operators" if device.type == "cpu" and native.switched_on() else "plain operators"
+
+
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Versions, git commit and dirty flag, device and attention backend, for a row of results."""
+    """Versions, git commit and dirty flag, device, attention backend and operators, for a row of results."""
     status = _git("status", "--porcelain", "--", *CODE)
     return {
         "versions": versions(),
         "git": {"sha": _git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)},
         "device": device_name(device),
         "attention": attention_backend(device),
+        "operators": operators_used(device),
     }

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ttf.methods.base import LayerView, Method
-from ttf.ops import fused, transform
+from ttf.ops import fused, native, transform
 from ttf.ops.attention import ScoreRows, Wanted, check_score_rows
 from ttf.ops.grid import grid_for, pooling_matrix, require_grid
 from ttf.ops.kernels import dispatch
@@ -135,20 +135,23 @@ class TokenTransform(Method):
         require_finite(view.scores, "the attention scores")
         isolated = view.prefix if self.isolate else 0
         mass = view.sizes[:, isolated:] if self.accumulate and view.sizes is not None else None
-        at_once = self._at_once(view.x)
+        parts = self._features(view, isolated)
+        at_once = self._at_once(view.x, *parts)
         if at_once is None:
             return self._plain(view, view.scores, keep, isolated, mass)
-        units = transform.unit_features(*self._features(view, isolated))
+        features = parts[0] if len(parts) == 1 else transform.unit_features(*parts)
         gating = fused.Gating(self.kappa, self.tau, self.gate)
-        return at_once(view.x, units, view.scores, keep, view.prefix, gating=gating, mass=mass)
+        return at_once(view.x, features, view.scores, keep, view.prefix, gating=gating, mass=mass)
 
-    def _at_once(self, x: Tensor) -> Callable[..., Reduction] | None:
+    def _at_once(self, x: Tensor, *features: Tensor) -> Callable[..., Reduction] | None:
         """What does all of this reading in one go for tokens x, or None."""
         if self.selection == "pool" or self.similarity != "cosine" or not self.normalise:
             return None
         redundancy = self.selection == "redundancy"
         if dispatch.enabled(x):
             return partial(fused.by_kernels, redundancy=redundancy)
+        if native.enabled(x, *features):
+            return partial(fused.natively, redundancy=redundancy)
         return fused.in_blocks if redundancy and fused.wants_blocks(x) else None
 
     def _plain(

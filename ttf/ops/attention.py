@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ttf.ops import native
 from ttf.ops.kernels import dispatch
 
 ScoreRows = Literal["all", "patch", "class"]
@@ -105,7 +106,8 @@ def summed_attention(
     """Attention and the column sums of its map (Eq. 2), of which only a block at a time is ever in memory.
 
     Every block of the map is still in the cache when it is summed and multiplied with v, so the sums cost little more
-    than reading it. With a gradient or dropout the whole map is computed instead; compiled code takes whole rows.
+    than reading it. With a gradient or dropout the whole map is computed instead; compiled code takes whole rows; on a
+    CPU one operator does it all (``ttf.ops.native``), where it is compiled.
 
     Args:
         q, k, v: (B, H, N, D).
@@ -124,6 +126,8 @@ def summed_attention(
     first, heads = prefix if rows == "patch" else 0, q.shape[1]
     if dispatch.enabled(q):
         return dispatch.summed_attention(q, k, v, bias, scale, first)
+    if native.enabled(q, k, v):
+        return native.summed_attention(q, k, v, bias, scale, first)
     out = torch.empty_like(q.transpose(1, 2)).transpose(1, 2)  # heads side by side in memory, as the projection wants
     sums = q.new_zeros(q.shape[0], q.shape[2], dtype=torch.float32)
     for images, chosen, queries in _blocks(q):

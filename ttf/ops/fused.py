@@ -1,6 +1,7 @@
-"""Selection, assignment and transform in one go, for tokens that are at hand: W is never in memory as a whole.
+"""Selection, assignment and transform in one go, for tokens that are at hand.
 
-By the Triton kernels of ``ttf.ops.kernels``, or for long sequences on a CPU in blocks that stay in the cache.
+By the C++ operator of ``ttf.ops.native``; by the Triton kernels of ``ttf.ops.kernels``, where W is never in memory as a
+whole; or for long sequences on a CPU without the former in blocks that stay in the cache.
 Shapes: B batch, N old and M new tokens, P prefix tokens in front of them, C channels.
 """
 
@@ -13,10 +14,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ttf.ops import native
 from ttf.ops.attention import slices
 from ttf.ops.numerics import full_precision
 from ttf.ops.reduction import DenseReduction, Reduction, behind_prefix, gather_tokens
-from ttf.ops.transform import Gate, assign, gated_softmax, mark_own, novelty, select, similarity, transformed_sizes
+from ttf.ops.transform import (
+    Gate,
+    assign,
+    gated_softmax,
+    mark_own,
+    novelty,
+    select,
+    similarity,
+    transformed_sizes,
+    unit_features,
+)
 
 BLOCK = 1 << 20  # cosines, 4 MiB: as large as the caches of two cores; smaller blocks make slower products
 MANY = 2048  # tokens; below, the plain operators are as fast
@@ -29,6 +41,22 @@ class Gating:
     kappa: float
     tau: float
     gate: Gate
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweredReduction(DenseReduction):
+    """Many-to-many form whose new tokens are there already.
+
+    Attributes:
+        source: (B, N, C) tokens that were transformed.
+        answer: (B, M, C) what became of them.
+    """
+
+    source: Tensor
+    answer: Tensor
+
+    def down(self, x: Tensor) -> Tensor:
+        return self.answer if x is self.source else super().down(x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +98,31 @@ class FusedReduction(Reduction):
         return self._dense().matrix()
 
 
+def natively(
+    x: Tensor, features: Tensor, scores: Tensor, keep: int, prefix: int, *, gating: Gating, mass: Tensor | None,
+    redundancy: bool,
+) -> AnsweredReduction:  # fmt: skip
+    """As ``by_kernels``, on a CPU."""
+    isolated = x.shape[1] - features.shape[1]
+    y, sizes, index, shares = native.transform(
+        x, features, scores, mass, keep, prefix, kappa=gating.kappa, tau=gating.tau, mask=gating.gate == "mask",
+        redundancy=redundancy,
+    )  # fmt: skip
+    return AnsweredReduction(
+        sizes=sizes, kept=behind_prefix(index, isolated), assignment=shares.transpose(1, 2), mass=mass,
+        prefix=isolated, source=x, answer=y,
+    )  # fmt: skip
+
+
 def by_kernels(
-    x: Tensor, units: Tensor, scores: Tensor, keep: int, prefix: int, *, gating: Gating, mass: Tensor | None,
+    x: Tensor, features: Tensor, scores: Tensor, keep: int, prefix: int, *, gating: Gating, mass: Tensor | None,
     redundancy: bool,
 ) -> FusedReduction:  # fmt: skip
     """Select, assign and transform (Eq. 2-8) on a GPU.
 
     Args:
         x: (B, N, C) tokens.
-        units: (B, n, F) float32 unit features; the N - n tokens in front of these are isolated.
+        features: (B, n, F) whose cosines count; the N - n tokens in front of these are isolated.
         scores: (B, N) float32 informativeness.
         keep: M, number of new tokens.
         prefix: number of prefix tokens P, isolated or not; all of them are kept.
@@ -88,7 +132,7 @@ def by_kernels(
     """
     from ttf.ops.kernels import transform as kernels  # imports triton
 
-    isolated = x.shape[1] - units.shape[1]
+    units, isolated = unit_features(features), x.shape[1] - features.shape[1]
     kept, options = prefix - isolated, (gating.kappa, gating.tau, gating.gate)
     ranks = scores[:, prefix:]
     if redundancy:
@@ -119,10 +163,10 @@ def wants_blocks(x: Tensor) -> bool:
 
 
 def in_blocks(
-    x: Tensor, units: Tensor, scores: Tensor, keep: int, prefix: int, *, gating: Gating, mass: Tensor | None
+    x: Tensor, features: Tensor, scores: Tensor, keep: int, prefix: int, *, gating: Gating, mass: Tensor | None
 ) -> FusedReduction:  # fmt: skip
     """As ``by_kernels``, redundancy-aware, by torch: every block of cosines is in the cache while it is worked on."""
-    isolated = x.shape[1] - units.shape[1]
+    units, isolated = unit_features(features), x.shape[1] - features.shape[1]
     kept, found = prefix - isolated, list[tuple[Tensor, Tensor, Tensor]]()
     for image in range(x.shape[0]):
         blocks, ranks = _cosines(units[image : image + 1]), scores[image : image + 1, prefix:]

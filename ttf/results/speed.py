@@ -16,7 +16,7 @@ Row = dict[str, Any]
 # A run replaces rows that agree in all of these. Older files lack the last two: they hold one contest, at one size.
 SAME = ("model", "batch", "mode", "dtype", "device", "contest", "pixels")
 # What a table says once above it, where its rows agree.
-SHARED = ("dtype", "device", "attention")
+SHARED = ("dtype", "device", "attention", "operators")
 
 
 def read(path: Path) -> list[Row]:
@@ -74,6 +74,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "dtype": lambda row: text(row, "dtype"),
     "device": lambda row: text(row, "device"),
     "attention": lambda row: text(row, "attention"),
+    "operators": lambda row: text(row, "operators"),
     "tokens": lambda row: text(row, "tokens"),
     "batch": lambda row: text(row, "batch"),
     "mode": lambda row: text(row, "mode") or "eager",
@@ -97,7 +98,7 @@ def _shared(rows: Sequence[Row]) -> list[str]:
 
 def heading(rows: Sequence[Row]) -> str:
     """What all rows of a table share, in words."""
-    return ", ".join([*(text(rows[0], name) for name in _shared(rows)), "weights at random"])
+    return ", ".join(filter(None, [*(text(rows[0], name) for name in _shared(rows)), "weights at random"]))
 
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:

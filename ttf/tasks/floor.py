@@ -30,7 +30,6 @@ from ttf.ops.reduction import Reduction
 PRODUCTS, ATTENTION, REST = "matrix products", "fused attention", "norms, activations, copies"
 SUMMED, TRANSFORM = "attention with column sums", "transform"
 KINDS = (PRODUCTS, ATTENTION, SUMMED, TRANSFORM, REST)
-FORMULAS: dict[Any, Any] = {**flop_registry, **UNCOUNTED}
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,8 @@ class _Log(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, packet = kwargs or {}, func._overloadpacket
-        if packet not in FORMULAS:
+        formula: Any = UNCOUNTED.get(packet) or flop_registry.get(packet)
+        if formula is None:
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -110,7 +110,7 @@ class _Log(TorchDispatchMode):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         seconds = time.perf_counter() - begin
-        macs = FORMULAS[packet](*args, **kwargs, out_val=out) / 2e9 if packet in FORMULAS else 0.0
+        macs = formula(*args, **kwargs, out_val=out) / 2e9 if formula else 0.0
         moved = 0.0 if func.is_view else _bytes((args, kwargs, out)) / 1e9
         floor = max(macs / self.known.gmacs_per_s, moved / self.known.gb_per_s)
         kind = self.phase or (ATTENTION if "attention" in str(packet) else PRODUCTS if macs else REST)

@@ -1,7 +1,8 @@
-"""Single operators timed beside what they replace: attention with its column sums, the transform in its two forms."""
+"""Single operators timed beside what they replace: attention with its column sums, the transform in its three forms."""
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ttf.methods import LayerView, TokenTransform
-from ttf.ops import attention, fused
+from ttf.ops import attention, fused, native
 from ttf.results.speed import Row
 
 HEAD = 64  # channels
@@ -29,6 +30,10 @@ def _ways_of_attention(images: int, heads: int, tokens: int) -> dict[str, Callab
     q, k, v = x.view(images, tokens, 3, heads, HEAD).permute(2, 0, 3, 1, 4).unbind(0)
     bias, scale = attention.size_bias(1 + torch.rand(images, tokens), q.dtype), HEAD**-0.5
 
+    def summed(switch: str) -> object:
+        with patch.dict(os.environ, TTF_NATIVE=switch):
+            return attention.summed_attention(q, k, v, None, scale)
+
     def whole() -> Tensor:
         return attention.column_sums(attention.mapped_attention(q, k, v, None, scale)[1])
 
@@ -36,7 +41,8 @@ def _ways_of_attention(images: int, heads: int, tokens: int) -> dict[str, Callab
         "fused, no sums": lambda: attention.fused_attention(q, k, v, None, scale),
         "fused, no sums, log s as a mask": lambda: attention.fused_attention(q, k, v, bias, scale),
         "sums of the whole map": whole,
-        "sums in blocks": lambda: attention.summed_attention(q, k, v, None, scale),
+        "sums in blocks": lambda: summed("0"),
+        "sums by one operator": lambda: summed("1"),
     }
 
 
@@ -45,14 +51,15 @@ def _ways_of_transform(images: int, tokens: int, channels: int) -> dict[str, Cal
     view = LayerView(x, 1, sizes=1 + torch.rand(images, tokens), scores=torch.rand(images, tokens))
     keep = 1 + int(RATIO * (tokens - 1))
 
-    def run(many: int) -> Tensor:
-        with patch.object(fused, "MANY", many):
+    def run(many: int, switch: str = "0") -> Tensor:
+        with patch.object(fused, "MANY", many), patch.dict(os.environ, TTF_NATIVE=switch):
             return TokenTransform().reduce(view, keep).down(x)
 
     return {
         "products alone": lambda: (x @ x.transpose(1, 2))[:, :keep] @ x,
         "plain": lambda: run(NEVER),
         "in blocks": lambda: run(1),
+        "one operator": lambda: run(NEVER, "1"),
     }
 
 
@@ -74,7 +81,12 @@ def operators(rounds: int = 15) -> list[Row]:
 
     Returns:
         Rows: operator, shape, way, median_ms.
+
+    Raises:
+        ValueError: the operators of ``ttf.ops.native`` are not compiled, or switched off.
     """
+    if not native.switched_on():
+        raise ValueError("the compiled operators are missing: run python -m ttf.ops.native, without TTF_NATIVE=0")
     cases = [("attention", shape) for shape in ATTENTION] + [("transform", shape) for shape in TRANSFORM]
     rows: list[Row] = []
     for operator, shape in track(cases, "timing operators"):

@@ -159,8 +159,8 @@ class Timing:
             "params_m": round(ttf.measure.params_m(base), 4), "tokens": _tokens(base, images),
             "pixels": str(height) if height == width else f"{height}x{width}", "batch": len(images), "mode": self.mode,
             "contest": self.contest.kind, "settings": self.settings, "dtype": self.cfg.dtype, "device": known["device"],
-            "attention": known["attention"], "torch": known["versions"]["torch"], "git": known["git"]["sha"],
-            "dirty": known["git"]["dirty"], "date": date.today().isoformat(),
+            "attention": known["attention"], "operators": known["operators"], "torch": known["versions"]["torch"],
+            "git": known["git"]["sha"], "dirty": known["git"]["dirty"], "date": date.today().isoformat(),
         }  # fmt: skip
 
 
