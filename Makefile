@@ -21,7 +21,7 @@ help: ## list the targets
 
 setup: $(STAMP) $(COMPILED) ## make .venv with uv, install the project, compile its operators (EXTRAS=dev,openmmlab for more)
 
-$(COMPILED): ttf/ops/native/operators.cpp $(STAMP)
+$(COMPILED): $(wildcard ttf/ops/native/*.cpp ttf/ops/native/*.h) $(STAMP)
 	$(PY) -m ttf.ops.native
 	@touch $@
 

@@ -1,8 +1,8 @@
 """The operators of a reducing layer as one C++ function each, for inference on a CPU in float32.
 
-``operators.cpp`` is compiled once a machine by ``python -m ttf.ops.native`` (``make setup`` does it, a quarter of a
-minute) and used from then on; without a compiler, or with TTF_NATIVE=0, the plain operators run: the same answers, a
-few percent slower. Training, half precision, compiled and exported code have the plain operators in any case.
+``operators.cpp`` and its headers are compiled once a machine by ``python -m ttf.ops.native`` (``make setup`` does it, a
+quarter of a minute) and used from then on; without a compiler, or with TTF_NATIVE=0, the plain operators run: the same
+answers, slower. Training, half precision, compiled and exported code have the plain operators in any case.
 
 Numerical contract: the largest error against the plain operators in float64 on the same float32 inputs, as tested over
 shapes, odd sizes, strides and both gates.

@@ -1,4 +1,4 @@
-"""Compiles ``operators.cpp`` for this machine and this torch, into the user's cache."""
+"""Compiles ``operators.cpp`` and its headers for this machine and this torch, into the user's cache."""
 
 from __future__ import annotations
 
@@ -13,10 +13,20 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("operators.cpp")
+TEXTS = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
 AVX2 = ("-mavx2", "-mfma")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mprefer-vector-width=512")
 VECTORS = {"AVX2": AVX2, "AVX512": AVX512}  # by what torch found the processor to have
-OPTIONS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+OPTIONS = (
+    "-O3",
+    "-std=c++20",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
 
 
 def _flags() -> tuple[str, ...]:
@@ -26,7 +36,7 @@ def _flags() -> tuple[str, ...]:
 @cache
 def library() -> Path:
     """Where the compiled operators of this source, this torch and this kind of processor are, or would be."""
-    key = hashlib.sha256("\n".join((SOURCE.read_text(), torch.__version__, *_flags())).encode())
+    key = hashlib.sha256("\n".join((*(text.read_text() for text in TEXTS), torch.__version__, *_flags())).encode())
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "ttf" / f"operators-{key.hexdigest()[:16]}.so"
 

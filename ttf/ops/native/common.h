@@ -1,0 +1,59 @@
+// What both operators are made of: views of rows, memory that is used again, a matrix product, an exponential.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+
+extern "C" void sgemm_(
+    const char* transpose_a, const char* transpose_b, const int* m, const int* n, const int* k, const float* alpha,
+    const float* a, const int* lda, const float* b, const int* ldb, const float* beta, float* c, const int* ldc);
+
+namespace ttf {
+
+struct Matrix {
+  const float* data;
+  int64_t ld;
+  const float* row(int64_t i) const { return data + i * ld; }
+  Matrix from(int64_t i) const { return {row(i), ld}; }
+};
+
+struct Buffer {  // of floats that nobody has set
+  std::unique_ptr<float[]> data;
+  int64_t size = 0;
+  float* of(int64_t length) {
+    if (length > size) data = std::make_unique_for_overwrite<float[]>(size = length);
+    return data.get();
+  }
+};
+
+// c (m, n) = alpha a (m, k) b, b (k, n), or (n, k) where it is transposed
+inline void product(
+    Matrix a, Matrix b, bool transposed, float* c, int64_t ldc, int64_t m, int64_t n, int64_t k, float alpha) {
+  const int rows = m, columns = n, depth = k, lda = a.ld, ldb = b.ld, ld = ldc;
+  const float zero = 0;
+  sgemm_(transposed ? "T" : "N", "N", &columns, &rows, &depth, &alpha, b.data, &ldb, a.data, &lda, &zero, c, &ld);
+}
+
+// exp(x) for x <= 0 within 3e-7 of itself, 0 below -87: 2^n from the bits of x / log 2 rounded, e^r from its series
+inline float exponential(float x) {
+  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it leaves an integer in the lowest bits
+  const float shifted = x * 1.44269504f + kMagic, n = shifted - kMagic;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float e = 1.0f / 5040;
+  e = e * r + 1.0f / 720;
+  e = e * r + 1.0f / 120;
+  e = e * r + 1.0f / 24;
+  e = e * r + 1.0f / 6;
+  e = e * r + 0.5f;
+  e = e * r + 1.0f;
+  e = e * r + 1.0f;
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits - 0x4B400000u + 127u) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return x < -87.0f ? 0.0f : e * power;
+}
+
+}  // namespace ttf

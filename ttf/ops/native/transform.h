@@ -1,0 +1,239 @@
+// Selection, assignment and transform of the tokens of a layer (Eq. 3-8).
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "common.h"
+
+namespace ttf {
+
+using at::Tensor;
+
+constexpr int64_t kBlock = 1 << 16;  // entries that are read twice
+constexpr int64_t kRows = 256;       // rows that make a product worth its preparation
+
+struct Options {
+  float kappa, tau;
+  bool mask, redundancy;
+};
+
+struct Image {
+  Matrix x, features;           // (n, channels), (n, width): the tokens that take part
+  const float *scores, *mass;   // (n), (n) or null
+  int64_t* index;               // (m): answers, as y (m, channels), sizes (m) and shares (m, n)
+  float *y, *sizes, *shares;
+  int64_t n, m, prefix, channels, width;
+};
+
+struct Workspace {
+  Buffer cosines, chosen, inverse, ranks, total;
+};
+
+template <typename Part>
+void in_parts(int64_t length, int64_t step, const Part& part) {  // in parallel, unless the images are already
+  at::parallel_for(0, length, step, [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; at += step) part(at, std::min(at + step, end));
+  });
+}
+
+inline void inverse_norms(const Image& im, float* inverse) {
+  in_parts(im.n, kRows, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float* f = im.features.row(i);
+      float squares = 0;
+#pragma omp simd reduction(+ : squares)
+      for (int64_t c = 0; c < im.width; ++c) squares += f[c] * f[c];
+      inverse[i] = 1.0f / std::max(std::sqrt(squares), 1e-12f);
+    }
+  });
+}
+
+// products of one token with others -> their cosines (Eq. 4)
+inline void to_cosines(float* row, float own, const float* inverse, int64_t length) {
+#pragma omp simd
+  for (int64_t j = 0; j < length; ++j) row[j] = std::min(1.0f, std::max(-1.0f, row[j] * own * inverse[j]));
+}
+
+// the largest cosine of a token with one that scores above it, as far as the row of i tells: of i itself, of [end, n)
+inline void compare(const Image& im, const float* row, int64_t i, int64_t begin, int64_t end, float* nearest) {
+  const float score = im.scores[i], *scores = im.scores;
+  float largest = nearest[i];
+#pragma omp simd reduction(max : largest)
+  for (int64_t j = std::max(begin, im.prefix); j < im.n; ++j)
+    largest = std::max(largest, scores[j] > score ? row[j] : -1.0f);
+  nearest[i] = largest;
+  if (i < im.prefix) return;
+#pragma omp simd
+  for (int64_t j = end; j < im.n; ++j) nearest[j] = std::max(nearest[j], score > scores[j] ? row[j] : -1.0f);
+}
+
+// c (n, m) = the transpose of a (m, n), in squares that stay in the first-level cache
+inline void transpose(const float* a, int64_t lda, float* c, int64_t ldc, int64_t m, int64_t n) {
+  constexpr int64_t kSide = 16;
+  for (int64_t j = 0; j < n; j += kSide)
+    for (int64_t i = 0; i < m; i += kSide)
+      for (int64_t s = j; s < std::min(n, j + kSide); ++s)
+        for (int64_t r = i; r < std::min(m, i + kSide); ++r) c[s * ldc + r] = a[r * lda + s];
+}
+
+// cosines of tokens [begin, end) with those from begin on, and the same the other way round
+inline void cosines_of(
+    const Image& im, float* cosines, const float* inverse, float* nearest, int64_t begin, int64_t end) {
+  const Matrix own = im.features.from(begin);
+  float* corner = cosines + begin * im.n + begin;
+  product(own, own, true, corner, im.n, end - begin, im.n - begin, im.width, 1.0f);
+  for (int64_t i = begin; i < end; ++i) {
+    float* row = cosines + i * im.n;
+    to_cosines(row + begin, inverse[i], inverse + begin, im.n - begin);
+    row[i] = 1.0f;
+    compare(im, row, i, begin, end, nearest);
+  }
+  transpose(corner + end - begin, im.n, cosines + end * im.n + begin, im.n, end - begin, im.n - end);
+}
+
+// all cosines, and score_j = h_j (1 - largest cosine with a token above j), as ttf.ops.transform.novelty
+inline void rank_by_novelty(const Image& im, float* cosines, const float* inverse, float* ranks) {
+  const int64_t threads = at::get_num_threads();
+  std::vector<float> nearest(threads * im.n, -1.0f);
+  std::atomic<int64_t> next = 0;  // a block has less to do than the one before it: each thread takes another when free
+  in_parts(threads, 1, [&](int64_t, int64_t) {
+    float* own = nearest.data() + at::get_thread_num() * im.n;
+    for (int64_t at; (at = next.fetch_add(kRows)) < im.n;)
+      cosines_of(im, cosines, inverse, own, at, std::min(im.n, at + kRows));
+  });
+  for (int64_t i = 0; i < im.n; ++i) {
+    for (int64_t t = 1; t < threads; ++t) nearest[i] = std::max(nearest[i], nearest[t * im.n + i]);
+    ranks[i] = im.scores[i] * (1.0f - nearest[i]);
+  }
+}
+
+// prefix tokens, then the m - prefix highest ranks in raster order; of equal ones the first
+inline void select(const Image& im, const float* ranks) {
+  std::vector<int64_t> order(im.n - im.prefix);
+  std::iota(order.begin(), order.end(), im.prefix);
+  const int64_t kept = im.m - im.prefix;
+  const auto above = [&](int64_t a, int64_t b) { return ranks[a] != ranks[b] ? ranks[a] > ranks[b] : a < b; };
+  if (kept < static_cast<int64_t>(order.size()))
+    std::nth_element(order.begin(), order.begin() + kept, order.end(), above);
+  std::sort(order.begin(), order.begin() + kept);
+  std::iota(im.index, im.index + im.prefix, 0);
+  std::copy(order.begin(), order.begin() + kept, im.index + im.prefix);
+}
+
+// cosines of the informative tokens alone (m, n), where the others were not needed to choose them
+inline void cosines_of_chosen(const Image& im, float* cosines, float* chosen, const float* inverse) {
+  in_parts(im.m, kRows, [&](int64_t begin, int64_t end) {
+    float *rows = cosines + begin * im.n, *own = chosen + begin * im.width;
+    for (int64_t i = begin; i < end; ++i)
+      std::copy_n(im.features.row(im.index[i]), im.width, chosen + i * im.width);
+    product({own, im.width}, im.features, true, rows, im.n, end - begin, im.n, im.width, 1.0f);
+    for (int64_t i = begin; i < end; ++i) {
+      float* row = rows + (i - begin) * im.n;
+      to_cosines(row, inverse[im.index[i]], inverse, im.n);
+      row[im.index[i]] = 1.0f;
+    }
+  });
+}
+
+// gated softmax of old tokens [begin, end) over the new ones (Eq. 3, 5) without its denominator, and 1 / denominator
+inline void assign(const Image& im, const Options& o, const float* cosines, float* total, int64_t begin, int64_t end) {
+  const int64_t length = end - begin;
+  const float kappa = o.kappa, tau = o.tau, otherwise = o.mask ? -std::numeric_limits<float>::infinity() : 0.0f;
+  std::vector<float> largest(length, -1.0f), sum(length, 0.0f);
+  const auto row = [&](int64_t i) { return cosines + (o.redundancy ? im.index[i] : i) * im.n + begin; };
+  for (int64_t i = 0; i < im.m; ++i) {
+    const float* cosine = row(i);
+#pragma omp simd
+    for (int64_t j = 0; j < length; ++j) largest[j] = std::max(largest[j], cosine[j] >= kappa ? cosine[j] : otherwise);
+  }
+  for (int64_t i = 0; i < im.m; ++i) {
+    const float* cosine = row(i);
+    float* share = im.shares + i * im.n + begin;
+#pragma omp simd
+    for (int64_t j = 0; j < length; ++j) {
+      share[j] = exponential(tau * ((cosine[j] >= kappa ? cosine[j] : otherwise) - largest[j]));
+      sum[j] += share[j];
+    }
+  }
+  for (int64_t j = 0; j < length; ++j) total[begin + j] = sum[j] > 0 ? 1.0f / sum[j] : 0.0f;
+}
+
+// shares (Eq. 5), sizes (Eq. 8) and Y = W X (Eq. 6) of new tokens [begin, end)
+inline void combine(const Image& im, const float* total, int64_t begin, int64_t end) {
+  Buffer weights;
+  for (int64_t i = begin; i < end; ++i) {
+    float *share = im.shares + i * im.n, *weight = weights.of((end - begin) * im.n) + (i - begin) * im.n, size = 0;
+#pragma omp simd reduction(+ : size)
+    for (int64_t j = 0; j < im.n; ++j) {
+      share[j] *= total[j];
+      size += weight[j] = im.mass ? share[j] * im.mass[j] : share[j];
+    }
+    im.sizes[i] = size;
+    const float inverse = 1.0f / std::max(size, std::numeric_limits<float>::min());
+#pragma omp simd
+    for (int64_t j = 0; j < im.n; ++j) weight[j] *= inverse;
+  }
+  product({weights.data.get(), im.n}, im.x, false, im.y + begin * im.channels, im.channels, end - begin,
+          im.channels, im.n, 1.0f);
+}
+
+inline void transform_image(const Image& im, const Options& o, Workspace& w) {
+  float *cosines = w.cosines.of((o.redundancy ? im.n : im.m) * im.n), *inverse = w.inverse.of(im.n);
+  float *total = w.total.of(im.n), *ranks = w.ranks.of(im.n);
+  inverse_norms(im, inverse);
+  if (o.redundancy) {
+    rank_by_novelty(im, cosines, inverse, ranks);
+    select(im, ranks);
+  } else {
+    select(im, im.scores);
+    cosines_of_chosen(im, cosines, w.chosen.of(im.m * im.width), inverse);
+  }
+  const int64_t columns = std::max<int64_t>(64, kBlock / im.m / 16 * 16);
+  in_parts(im.n, columns, [&](int64_t begin, int64_t end) { assign(im, o, cosines, total, begin, end); });
+  in_parts(im.m, kRows, [&](int64_t begin, int64_t end) { combine(im, total, begin, end); });
+}
+
+using Answers = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+inline Answers transform(
+    const Tensor& x, const Tensor& features, const Tensor& scores, const std::optional<Tensor>& mass, int64_t keep,
+    int64_t prefix, double kappa, double tau, bool mask, bool redundancy) {
+  const int64_t batch = x.size(0), n = features.size(1), isolated = x.size(1) - n, channels = x.size(2);
+  const int64_t m = keep - isolated;
+  const Tensor y = at::empty({batch, keep, channels}, x.options()), sizes = at::ones({batch, keep}, x.options());
+  const Tensor shares = at::empty({batch, m, n}, x.options());
+  const Tensor index = at::empty({batch, m}, x.options().dtype(at::kLong));
+  const Options options{static_cast<float>(kappa), static_cast<float>(tau), mask, redundancy};
+  const auto run = [&](int64_t b, Workspace& work) {
+    const Matrix all{x.const_data_ptr<float>() + b * x.stride(0), x.stride(1)};
+    float* answer = y.data_ptr<float>() + b * keep * channels;
+    for (int64_t i = 0; i < isolated; ++i) std::copy_n(all.row(i), channels, answer + i * channels);
+    const Image image{
+        all.from(isolated), {features.const_data_ptr<float>() + b * features.stride(0), features.stride(1)},
+        scores.const_data_ptr<float>() + b * scores.stride(0) + isolated,
+        mass ? mass->const_data_ptr<float>() + b * mass->stride(0) : nullptr,
+        index.data_ptr<int64_t>() + b * m, answer + isolated * channels,
+        sizes.data_ptr<float>() + b * keep + isolated, shares.data_ptr<float>() + b * m * n,
+        n, m, prefix - isolated, channels, features.size(2)};
+    transform_image(image, options, work);
+  };
+  const auto several = [&](int64_t begin, int64_t end) {
+    Workspace work;
+    for (int64_t b = begin; b < end; ++b) run(b, work);
+  };
+  if (batch >= at::get_num_threads()) at::parallel_for(0, batch, 1, several);
+  else several(0, batch);  // the threads share every image
+  return {y, sizes, index, shares};
+}
+
+}  // namespace ttf
