@@ -20,7 +20,7 @@ namespace ttf {
 using at::Tensor;
 
 constexpr int64_t kBlock = 1 << 16;  // entries that are read twice
-constexpr int64_t kRows = 256;       // rows that make a product worth its preparation
+constexpr int64_t kRows = 256;       // rows that make a product worth its preparation, where there are so many
 
 struct Options {
   float kappa, tau;
@@ -39,6 +39,12 @@ struct Workspace {
   Buffer cosines, chosen, inverse, ranks, total;
 };
 
+// rows of a part: fewer where the threads have only so many to share
+inline int64_t step(int64_t rows) {
+  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  return std::min(kRows, (rows + threads - 1) / threads);
+}
+
 template <typename Part>
 void in_parts(int64_t length, int64_t step, const Part& part) {  // in parallel, unless the images are already
   at::parallel_for(0, length, step, [&](int64_t begin, int64_t end) {
@@ -47,7 +53,7 @@ void in_parts(int64_t length, int64_t step, const Part& part) {  // in parallel,
 }
 
 inline void inverse_norms(const Image& im, float* inverse) {
-  in_parts(im.n, kRows, [&](int64_t begin, int64_t end) {
+  in_parts(im.n, step(im.n), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const float* f = im.features.row(i);
       float squares = 0;
@@ -106,10 +112,11 @@ inline void rank_by_novelty(const Image& im, float* cosines, const float* invers
   const int64_t threads = at::get_num_threads();
   std::vector<float> nearest(threads * im.n, -1.0f);
   std::atomic<int64_t> next = 0;  // a block has less to do than the one before it: each thread takes another when free
+  const int64_t rows = step(im.n);
   in_parts(threads, 1, [&](int64_t, int64_t) {
     float* own = nearest.data() + at::get_thread_num() * im.n;
-    for (int64_t at; (at = next.fetch_add(kRows)) < im.n;)
-      cosines_of(im, cosines, inverse, own, at, std::min(im.n, at + kRows));
+    for (int64_t at; (at = next.fetch_add(rows)) < im.n;)
+      cosines_of(im, cosines, inverse, own, at, std::min(im.n, at + rows));
   });
   for (int64_t i = 0; i < im.n; ++i) {
     for (int64_t t = 1; t < threads; ++t) nearest[i] = std::max(nearest[i], nearest[t * im.n + i]);
@@ -132,7 +139,7 @@ inline void select(const Image& im, const float* ranks) {
 
 // cosines of the informative tokens alone (m, n), where the others were not needed to choose them
 inline void cosines_of_chosen(const Image& im, float* cosines, float* chosen, const float* inverse) {
-  in_parts(im.m, kRows, [&](int64_t begin, int64_t end) {
+  in_parts(im.m, step(im.m), [&](int64_t begin, int64_t end) {
     float *rows = cosines + begin * im.n, *own = chosen + begin * im.width;
     for (int64_t i = begin; i < end; ++i)
       std::copy_n(im.features.row(im.index[i]), im.width, chosen + i * im.width);
@@ -200,7 +207,7 @@ inline void transform_image(const Image& im, const Options& o, Workspace& w) {
   }
   const int64_t columns = std::max<int64_t>(64, kBlock / im.m / 16 * 16);
   in_parts(im.n, columns, [&](int64_t begin, int64_t end) { assign(im, o, cosines, total, begin, end); });
-  in_parts(im.m, kRows, [&](int64_t begin, int64_t end) { combine(im, total, begin, end); });
+  in_parts(im.m, step(im.m), [&](int64_t begin, int64_t end) { combine(im, total, begin, end); });
 }
 
 using Answers = std::tuple<Tensor, Tensor, Tensor, Tensor>;
