@@ -112,6 +112,7 @@ def test_who_cannot_run_in_a_mode_is_left_out(monkeypatch):
 @pytest.mark.slow
 def test_compiled_models_are_timed_against_the_compiled_one():
     rows = rows_of("modes=[compiled]", "ratio=0.5")
+    assert {row["operators"] for row in rows} == {"plain operators"}
     assert [row["mode"] for row in rows] == ["compiled", "compiled"] and rows[0]["speed_up"] == 1
 
 

@@ -166,6 +166,7 @@ def test_only_inference_in_float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> 
     x = torch.ones(2, 3)
     assert native.enabled(x)
     assert operators_used(x.device) == "compiled operators"
+    assert operators_used(x.device, torch.bfloat16) == "plain operators"
     assert not native.enabled(x, x.double())
     assert not native.enabled(x.half())
     assert not native.enabled(x.to("meta"))

@@ -65,14 +65,15 @@ def attention_backend(device: torch.device) -> str:
     return "scaled_dot_product_attention (" + ", ".join(name for name, on in allowed.items() if on) + ")"
 
 
-def operators_used(device: torch.device) -> str:
-    """What runs the operators of reducing layers where nothing keeps it from them (a gradient, half precision, ...)."""
-    if os.environ.get("TTF_KERNELS") == "1" and device.type == "cuda":
+def operators_used(device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """What runs the operators of reducing layers of an eager model without gradient; others have the plain ones."""
+    if device.type == "cuda" and os.environ.get("TTF_KERNELS") == "1":
         return "Triton operators"
-    return "compiled operators" if device.type == "cpu" and native.switched_on() else "plain operators"
+    native_here = device.type == "cpu" and dtype == torch.float32 and native.switched_on()
+    return "compiled operators" if native_here else "plain operators"
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
+def provenance(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """Versions, git commit and dirty flag, device, attention backend and operators, for a row of results."""
     status = _git("status", "--porcelain", "--", *CODE)
     return {
@@ -80,5 +81,5 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "git": {"sha": _git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)},
         "device": device_name(device),
         "attention": attention_backend(device),
-        "operators": operators_used(device),
+        "operators": operators_used(device, dtype),
     }

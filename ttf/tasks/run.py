@@ -145,7 +145,7 @@ class Run:
             "id": self.name, "config": self.config, "experiments": [self.cfg.name] if self.cfg.name else [],
             "metrics": self.task.metrics(found.images), **costs, "images": found.count, "bad_images": found.bad,
             "preprocessing": how, "weights_sha256": weights, "dtype": self.cfg.dtype,
-            **provenance(self.device), "throughput": self._throughput(model),
+            **provenance(self.device, self.dtype), "throughput": self._throughput(model),
             "command": " ".join(["python", "scripts/eval.py", *self._overrides()]),
             "seconds": round(time.time() - begin, 1),
         }  # fmt: skip

@@ -159,9 +159,12 @@ class Timing:
             "params_m": round(ttf.measure.params_m(base), 4), "tokens": _tokens(base, images),
             "pixels": str(height) if height == width else f"{height}x{width}", "batch": len(images), "mode": self.mode,
             "contest": self.contest.kind, "settings": self.settings, "dtype": self.cfg.dtype, "device": known["device"],
-            "attention": known["attention"], "operators": known["operators"], "torch": known["versions"]["torch"],
+            "attention": known["attention"], "operators": self._operators(), "torch": known["versions"]["torch"],
             "git": known["git"]["sha"], "dirty": known["git"]["dirty"], "date": date.today().isoformat(),
         }  # fmt: skip
+
+    def _operators(self) -> str:
+        return str(self.known["operators"]) if self.mode == "eager" else "plain operators"
 
 
 def _together(cost: dict[str, Any], base: dict[str, Any], target: Any, speed: Row) -> Row:
@@ -207,11 +210,11 @@ def timings(cfg: DictConfig) -> Iterator[Timing]:
             another device or an extra.
     """
     device = pick_device(cfg.device)
-    pick_dtype(cfg.dtype)
+    dtype = pick_dtype(cfg.dtype)
     modes.check(list(cfg.modes), device, cfg.dtype)
     if cfg.rounds < FEWEST_ROUNDS:
         raise ValueError(f"a median needs at least {FEWEST_ROUNDS} rounds, got {cfg.rounds}")
-    known = provenance(device)
+    known = provenance(device, dtype)
     for contest in contests(cfg):
         settle = cache(partial(matched, contest))
         for mode in cfg.modes:
