@@ -128,18 +128,20 @@ def test_of_equal_scores_the_first_token_is_chosen() -> None:
         assert TokenTransform(selection=selection).reduce(view, 4).kept.tolist() == [[0, 1, 2, 3]]
 
 
-def test_two_runs_give_the_same_bits_and_threads_hardly_matter() -> None:
-    view, heads = _view(0, 2, 1100, 16, 1, True), _heads(0, 2, 2, 300, 16, 1.0)
+@pytest.mark.parametrize("images", [2, 7])  # threads share each image; images share the threads
+@pytest.mark.parametrize("selection", ["redundancy", "informative"])
+def test_two_runs_give_the_same_bits_and_threads_hardly_matter(images: int, selection: str) -> None:
+    view, heads = _view(0, images, 1100, 16, 1, True), _heads(0, images, 2, 300, 16, 1.0)
 
     def run() -> tuple[Tensor, ...]:
         return (
-            TokenTransform().reduce(view, 700).down(view.x),
+            TokenTransform(selection=selection).reduce(view, 700).down(view.x),
             *native.summed_attention(*heads, None, 0.25, 0),
         )
 
     alone = run()
     assert all(map(torch.equal, alone, run()))
-    torch.set_num_threads(3)  # more than images: they share each
+    torch.set_num_threads(3)
     try:
         together, again = run(), run()
     finally:

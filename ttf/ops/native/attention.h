@@ -46,8 +46,7 @@ inline float exponentials(float* row, const float* bias, int64_t n) {
 }
 
 // (n, d) without gaps: rows of a token's q, k, v and all heads lie kilobytes apart, and evict each other from the cache
-inline Matrix gathered(Matrix rows, Buffer& copy, int64_t n, int64_t d) {
-  float* to = copy.of(n * d);
+inline Matrix gathered(Matrix rows, float* to, int64_t n, int64_t d) {
   for (int64_t i = 0; i < n; ++i) std::copy_n(rows.row(i), d, to + i * d);
   return {to, d};
 }
@@ -77,11 +76,12 @@ inline std::tuple<Tensor, Tensor> summed_attention(
   const int64_t rows = std::min(n, std::max<int64_t>(16, kMap / n)), blocks = (n + rows - 1) / rows;
   const Tensor out = at::empty({batch, n, heads, d}, q.options());
   const Tensor sums = at::zeros({at::get_num_threads(), batch, n}, q.options());
+  const Scratch scratch(at::get_num_threads(), rows * n + (blocks > 1 ? 2 * n * d : 0));
   const Heads queries(q), keys(k), values(v);
   const float* logs = bias ? bias->const_data_ptr<float>() : nullptr;
   float *to = out.data_ptr<float>(), *sum = sums.data_ptr<float>();
   at::parallel_for(0, batch * heads * blocks, 1, [&](int64_t begin, int64_t end) {
-    Buffer map, own_keys, own_values;
+    float *map = scratch.own(), *own_keys = map + rows * n, *own_values = own_keys + n * d;
     Matrix k_head{}, v_head{};
     for (int64_t task = begin; task < end; ++task) {
       const int64_t at = task % blocks * rows, h = task / blocks % heads, b = task / blocks / heads;
@@ -89,7 +89,7 @@ inline std::tuple<Tensor, Tensor> summed_attention(
         k_head = keys.at(b, h, 0), v_head = values.at(b, h, 0);
         if (blocks > 1) k_head = gathered(k_head, own_keys, n, d), v_head = gathered(v_head, own_values, n, d);
       }
-      attend(queries.at(b, h, at), k_head, v_head, logs ? logs + b * n : nullptr, map.of(rows * n),
+      attend(queries.at(b, h, at), k_head, v_head, logs ? logs + b * n : nullptr, map,
              to + ((b * n + at) * heads + h) * d, heads * d, sum + (at::get_thread_num() * batch + b) * n,
              std::min(rows, n - at), n, d, scale, first - at);
     }

@@ -1,9 +1,11 @@
-// What both operators are made of: views of rows, memory that is used again, a matrix product, an exponential.
+// What both operators are made of: views of rows, memory to work in, a matrix product, an exponential.
 #pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <cstdint>
 #include <cstring>
-#include <memory>
 
 extern "C" void sgemm_(
     const char* transpose_a, const char* transpose_b, const int* m, const int* n, const int* k, const float* alpha,
@@ -18,12 +20,13 @@ struct Matrix {
   Matrix from(int64_t i) const { return {row(i), ld}; }
 };
 
-struct Buffer {  // of floats that nobody has set
-  std::unique_ptr<float[]> data;
-  int64_t size = 0;
-  float* of(int64_t length) {
-    if (length > size) data = std::make_unique_for_overwrite<float[]>(size = length);
-    return data.get();
+struct Scratch {  // memory for each thread, by torch's allocator, so that what measures its peak sees it
+  at::Tensor data;
+  Scratch(int64_t threads, int64_t length) : data(at::empty({threads, length}, at::kFloat)) {}
+  // of this thread; outer: its number outside of a parallel_for that may be inside another, where all have number 0
+  float* own(int64_t outer = 0) const {
+    const int64_t thread = data.size(0) > 1 ? outer + at::get_thread_num() : 0;
+    return data.data_ptr<float>() + thread * data.size(1);
   }
 };
 

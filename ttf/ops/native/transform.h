@@ -35,8 +35,8 @@ struct Image {
   int64_t n, m, prefix, channels, width;
 };
 
-struct Workspace {
-  Buffer cosines, chosen, inverse, ranks, total;
+struct Workspace {  // of the threads that have images of their own, weights of all
+  Scratch cosines, chosen, vectors, weights;
 };
 
 // rows of a part: fewer where the threads have only so many to share
@@ -176,10 +176,9 @@ inline void assign(const Image& im, const Options& o, const float* cosines, floa
 }
 
 // shares (Eq. 5), sizes (Eq. 8) and Y = W X (Eq. 6) of new tokens [begin, end)
-inline void combine(const Image& im, const float* total, int64_t begin, int64_t end) {
-  Buffer weights;
+inline void combine(const Image& im, const float* total, float* weights, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    float *share = im.shares + i * im.n, *weight = weights.of((end - begin) * im.n) + (i - begin) * im.n, size = 0;
+    float *share = im.shares + i * im.n, *weight = weights + (i - begin) * im.n, size = 0;
 #pragma omp simd reduction(+ : size)
     for (int64_t j = 0; j < im.n; ++j) {
       share[j] *= total[j];
@@ -190,24 +189,25 @@ inline void combine(const Image& im, const float* total, int64_t begin, int64_t 
 #pragma omp simd
     for (int64_t j = 0; j < im.n; ++j) weight[j] *= inverse;
   }
-  product({weights.data.get(), im.n}, im.x, false, im.y + begin * im.channels, im.channels, end - begin,
+  product({weights, im.n}, im.x, false, im.y + begin * im.channels, im.channels, end - begin,
           im.channels, im.n, 1.0f);
 }
 
-inline void transform_image(const Image& im, const Options& o, Workspace& w) {
-  float *cosines = w.cosines.of((o.redundancy ? im.n : im.m) * im.n), *inverse = w.inverse.of(im.n);
-  float *total = w.total.of(im.n), *ranks = w.ranks.of(im.n);
+inline void transform_image(const Image& im, const Options& o, const Workspace& w) {
+  float *cosines = w.cosines.own(), *inverse = w.vectors.own(), *total = inverse + im.n, *ranks = total + im.n;
   inverse_norms(im, inverse);
   if (o.redundancy) {
     rank_by_novelty(im, cosines, inverse, ranks);
     select(im, ranks);
   } else {
     select(im, im.scores);
-    cosines_of_chosen(im, cosines, w.chosen.of(im.m * im.width), inverse);
+    cosines_of_chosen(im, cosines, w.chosen.own(), inverse);
   }
-  const int64_t columns = std::max<int64_t>(64, kBlock / im.m / 16 * 16);
+  const int64_t outer = at::get_thread_num(), columns = std::max<int64_t>(64, kBlock / im.m / 16 * 16);
   in_parts(im.n, columns, [&](int64_t begin, int64_t end) { assign(im, o, cosines, total, begin, end); });
-  in_parts(im.m, step(im.m), [&](int64_t begin, int64_t end) { combine(im, total, begin, end); });
+  in_parts(im.m, step(im.m), [&](int64_t begin, int64_t end) {
+    combine(im, total, w.weights.own(outer), begin, end);
+  });
 }
 
 using Answers = std::tuple<Tensor, Tensor, Tensor, Tensor>;
@@ -221,7 +221,11 @@ inline Answers transform(
   const Tensor shares = at::empty({batch, m, n}, x.options());
   const Tensor index = at::empty({batch, m}, x.options().dtype(at::kLong));
   const Options options{static_cast<float>(kappa), static_cast<float>(tau), mask, redundancy};
-  const auto run = [&](int64_t b, Workspace& work) {
+  const int64_t threads = at::get_num_threads(), workers = batch < threads ? 1 : threads;
+  const Workspace work{
+      Scratch(workers, (redundancy ? n : m) * n), Scratch(workers, redundancy ? 0 : m * features.size(2)),
+      Scratch(workers, 3 * n), Scratch(threads, std::min(kRows, m) * n)};
+  const auto run = [&](int64_t b) {
     const Matrix all{x.const_data_ptr<float>() + b * x.stride(0), x.stride(1)};
     float* answer = y.data_ptr<float>() + b * keep * channels;
     for (int64_t i = 0; i < isolated; ++i) std::copy_n(all.row(i), channels, answer + i * channels);
@@ -235,10 +239,9 @@ inline Answers transform(
     transform_image(image, options, work);
   };
   const auto several = [&](int64_t begin, int64_t end) {
-    Workspace work;
-    for (int64_t b = begin; b < end; ++b) run(b, work);
+    for (int64_t b = begin; b < end; ++b) run(b);
   };
-  if (batch >= at::get_num_threads()) at::parallel_for(0, batch, 1, several);
+  if (workers > 1) at::parallel_for(0, batch, 1, several);
   else several(0, batch);  // the threads share every image
   return {y, sizes, index, shares};
 }
