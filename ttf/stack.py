@@ -110,7 +110,8 @@ def _advance(block: nn.Module, number: int, plan: Plan, recovery: Recovery | Non
     if recovery == "nearest" and reduction.nearest is None:
         padded = reduction.sizes if plan.method.adaptive else None
         reduction = replace(reduction, nearest=nearest_token(view.x, y, plan.prefix, padded))
-    return State(plan.host.feed_forward(block, y), reduction.sizes, (*chain, (number, reduction)), reduction.grid)
+    chain = (*chain, (number, reduction.settled()))
+    return State(plan.host.feed_forward(block, y), reduction.sizes, chain, reduction.grid)
 
 
 def _square(patches: int) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -14,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import ttf
 from ttf.measure.provenance import operators_used
 from ttf.methods import LayerView, TokenTransform
-from ttf.ops import attention, native
-from ttf.ops.fused import AnsweredReduction
+from ttf.ops import attention, fused, native
+from ttf.ops.fused import AnsweredReduction, FusedReduction
 from ttf.ops.reduction import DenseReduction, Reduction
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="not compiled: python -m ttf.ops.native")
@@ -149,6 +150,21 @@ def test_two_runs_give_the_same_bits_and_threads_hardly_matter(images: int, sele
     assert all(map(torch.equal, together, again))
     for a, b in zip(alone, together, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("switch", ["0", "1"])
+def test_no_layer_keeps_its_tokens(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTF_NATIVE", switch)
+    monkeypatch.setattr(fused, "MANY", 1)  # without the compiled operator: in blocks
+    view = _view(0, 2, 40, 6, 1, True)
+    reduction = TokenTransform().reduce(view, 20)
+    assert isinstance(reduction, AnsweredReduction if switch == "1" else FusedReduction)
+    y, tokens = reduction.down(view.x), weakref.ref(reduction.answer)
+    settled = reduction.settled()
+    torch.testing.assert_close(settled.matrix(), reduction.matrix())
+    torch.testing.assert_close(settled.down(view.x), y)
+    del reduction, y
+    assert tokens() is None
 
 
 def test_counts_are_those_of_the_plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:

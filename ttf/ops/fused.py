@@ -8,7 +8,7 @@ Shapes: B batch, N old and M new tokens, P prefix tokens in front of them, C cha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -58,14 +58,17 @@ class AnsweredReduction(DenseReduction):
     def down(self, x: Tensor) -> Tensor:
         return self.answer if x is self.source else super().down(x)
 
+    def settled(self) -> DenseReduction:
+        return DenseReduction(**{field.name: getattr(self, field.name) for field in fields(DenseReduction)})
+
 
 @dataclass(frozen=True, kw_only=True)
 class FusedReduction(Reduction):
     """Many-to-many form whose new tokens are there already; W itself is computed only when asked for.
 
     Attributes:
-        source: (B, N, C) tokens that were transformed.
-        answer: (B, M, C) what became of them.
+        source: (B, N, C) tokens that were transformed, or None once they are.
+        answer: (B, M, C) what became of them, or None.
         units: (B, n, F) unit features of the old tokens behind the isolated ones.
         index: (B, m) int64, which of these the new tokens grew from.
         gating: of the assignment.
@@ -73,8 +76,8 @@ class FusedReduction(Reduction):
         isolated: number of prefix tokens that pass through untouched.
     """
 
-    source: Tensor
-    answer: Tensor
+    source: Tensor | None
+    answer: Tensor | None
     units: Tensor
     index: Tensor
     gating: Gating
@@ -89,7 +92,10 @@ class FusedReduction(Reduction):
         return DenseReduction(sizes=self.sizes, assignment=shares, mass=self.mass, prefix=self.isolated)
 
     def down(self, x: Tensor) -> Tensor:
-        return self.answer if x is self.source else self._dense().down(x)
+        return self.answer if self.answer is not None and x is self.source else self._dense().down(x)
+
+    def settled(self) -> FusedReduction:
+        return replace(self, source=None, answer=None)
 
     def spread(self, y: Tensor) -> Tensor:
         return self._dense().spread(y)

@@ -70,6 +70,10 @@ class Reduction(ABC):
         """Dense tokens from new ones, (B, M, C) to (B, N, C): Eq. 10 by ``nearest``, ``spread`` where that is None."""
         return self.spread(y) if self.nearest is None else gather_tokens(y, self.nearest)
 
+    def settled(self) -> Reduction:
+        """The same without what was kept for the way down alone: tokens of every layer would fill the memory."""
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class DenseReduction(Reduction):
