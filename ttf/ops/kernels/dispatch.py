@@ -26,17 +26,7 @@ def enabled(*tensors: Tensor) -> bool:
 def summed_attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, first_row: int
 ) -> tuple[Tensor, Tensor]:
-    """Fused attention, and the column sums of its map from row ``first_row`` on.
-
-    Args:
-        q, k, v: (B, H, N, D).
-        bias: (B, 1, 1, N), or None.
-        scale: of the logits.
-        first_row: number of queries at the front that do not count.
-
-    Returns:
-        output (B, H, N, D) in the dtype of v, and column sums (B, N) float32, mean over the heads.
-    """
+    """Fused attention and the column sums of its map: as ``ttf.ops.native.summed_attention``, output in v's dtype."""
     from ttf.ops.kernels.sums import column_sums  # imports triton
 
     out, lse = attention_with_lse(q, k, v, bias, scale)
