@@ -14,9 +14,12 @@ KNOWN = floor.Rates(gmacs_per_s=100.0, gb_per_s=10.0)
 SHAPE = (2, 3, 32, 32)
 
 
-def test_kinds_add_up_to_the_multiply_accumulates_of_the_model() -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"similarity": "euclidean"}], ids=str
+)  # distances are no matrix product to torch
+def test_kinds_add_up_to_the_multiply_accumulates_of_the_model(options: dict[str, object]) -> None:
     model = VisionTransformer(img_size=32, patch_size=4, embed_dim=48, depth=6, num_heads=3, num_classes=10).eval()
-    ours = ttf.apply(api.twin(model), ratio=0.5, blocks=[2, 4])
+    ours = ttf.apply(api.twin(model), ratio=0.5, blocks=[2, 4], **options)
     images = torch.randn(SHAPE)
     whole, parts = floor.parts((model, ours), images, KNOWN, rounds=1)
     assert list(whole) == [floor.PRODUCTS, floor.ATTENTION, floor.REST]

@@ -11,14 +11,12 @@ import pickle
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packaging.version import Version
 from torch import Tensor
 
 from tests.unit import kernels_worker
@@ -46,8 +44,7 @@ class Interpreter:
 
 @pytest.fixture(scope="module")
 def kernels() -> Iterator[Interpreter]:
-    if Version(version("triton")) < Version("3.9") and Version(version("numpy")) >= Version("2.4"):
-        pytest.skip("triton 3.6's interpreter has no loops with numpy 2.4 (3.9's has): install numpy<2.4")
+    kernels_worker.skip_without_loops()
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=kernels_worker.interpret) as process:
         yield Interpreter(process)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from ttf.hosts import timm_vit
 from ttf.measure.gmacs import UNCOUNTED
@@ -99,7 +99,7 @@ class _Log(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, packet = kwargs or {}, func._overloadpacket
-        formula: Any = UNCOUNTED.get(packet) or flop_registry.get(packet)
+        formula: Any = shape_wrapper(UNCOUNTED[packet]) if packet in UNCOUNTED else flop_registry.get(packet)
         if formula is None:
             with self:
                 out = func.decompose(*args, **kwargs)
