@@ -14,16 +14,15 @@ KNOWN = floor.Rates(gmacs_per_s=100.0, gb_per_s=10.0)
 SHAPE = (2, 3, 32, 32)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"similarity": "euclidean"}], ids=str
-)  # distances are no matrix product to torch
-def test_kinds_add_up_to_the_multiply_accumulates_of_the_model(options: dict[str, object]) -> None:
+@pytest.mark.parametrize("method", ["token_transform", "dpc_knn"])  # torch's counter leaves out distances
+def test_kinds_add_up_to_the_multiply_accumulates_of_the_model(method: str) -> None:
     model = VisionTransformer(img_size=32, patch_size=4, embed_dim=48, depth=6, num_heads=3, num_classes=10).eval()
-    ours = ttf.apply(api.twin(model), ratio=0.5, blocks=[2, 4], **options)
+    ours = ttf.apply(api.twin(model), method, ratio=0.5, blocks=[2, 4])
     images = torch.randn(SHAPE)
     whole, parts = floor.parts((model, ours), images, KNOWN, rounds=1)
     assert list(whole) == [floor.PRODUCTS, floor.ATTENTION, floor.REST]
-    assert list(parts) == list(floor.KINDS)
+    without = floor.SUMMED if method == "dpc_knn" else None  # it asks for no column sums
+    assert list(parts) == [kind for kind in floor.KINDS if kind != without]
     for measured, kinds in ((model, whole), (ours, parts)):
         counted = ttf.measure.gmacs(measured, SHAPE, images) / len(images)
         assert sum(part.gmacs for part in kinds.values()) == pytest.approx(counted, rel=1e-9)
