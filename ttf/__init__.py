@@ -4,6 +4,6 @@ model = ttf.apply(timm.create_model("vit_small_patch16_224", pretrained=True), r
 """
 
 from ttf import measure
-from ttf.api import LayerTrace, applied, apply, remove, trace
+from ttf.api import LayerTrace, applied, apply, plan, remove, trace, twin
 
-__all__ = ["LayerTrace", "applied", "apply", "measure", "remove", "trace"]
+__all__ = ["LayerTrace", "applied", "apply", "measure", "plan", "remove", "trace", "twin"]

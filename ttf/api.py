@@ -1,60 +1,36 @@
-"""The public functions: apply, remove, applied, trace."""
+"""The public functions: apply, remove, applied, trace, twin, plan."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ttf import hosts, methods
+from ttf import hosts
+from ttf.arguments import Arguments, check_options
+from ttf.core import entry
+from ttf.core.plan import Observer, Plan
 from ttf.methods.base import Method
 from ttf.ops.numerics import full_precision
-from ttf.ops.reduction import RECOVERIES, LocalReduction, Recovery, Reduction
-from ttf.schedule import KeepRatio, Late, Schedule
-from ttf.stack import CompressedStack, Plan, State, twin_with
-
-
-def _recovery(recover: bool | str) -> Recovery | None:
-    if isinstance(recover, bool):
-        return "nearest" if recover else None
-    if recover not in RECOVERIES:
-        raise ValueError(f"recover must be True, False or one of {', '.join(RECOVERIES)}, got {recover!r}")
-    return cast(Recovery, recover)
-
-
-def _placed(host: Any, place: str | None) -> hosts.Host:
-    """The host with the place where dense tokens come back, for hosts that have a choice."""
-    if place is None:
-        return host
-    if not hasattr(host, "recover_at"):
-        raise ValueError("this model has no choice of where tokens come back: leave recover_at out")
-    return replace(host, recover_at=place)
-
-
-def _schedule(
-    ratio: float, blocks: Sequence[int] | None, host: hosts.Host, depth: int, options: dict[str, Any]
-) -> Schedule:
-    explicit = options.pop("schedule", None)
-    rounding = options.pop("rounding", "floor")
-    if explicit == "late":
-        return Late(ratio, depth, None if blocks is None else tuple(blocks))
-    if isinstance(explicit, str):
-        raise ValueError(f'schedule must be "late" or a Schedule, got {explicit!r}')
-    if explicit is not None:
-        return explicit
-    return KeepRatio(ratio, host.blocks(depth) if blocks is None else tuple(blocks), rounding)
+from ttf.ops.reduction import LocalReduction, Reduction
+from ttf.schedule import Schedule
 
 
 def apply(
     model: nn.Module,
     method: str | Method = "token_transform",
-    ratio: float = 0.7,
+    ratio: float | None = None,
     blocks: Sequence[int] | None = None,
     recover: bool | str = False,
+    *,
+    preset: str | None = None,
+    rounding: str | None = None,
+    schedule: str | Schedule | None = None,
+    recover_at: str | None = None,
     **options: Any,
 ) -> nn.Module:
     """Compress the tokens of ``model`` in place, without training. A second call replaces the first.
@@ -65,54 +41,31 @@ def apply(
         model: a supported host, see ``ttf.hosts.names()``.
         method: name of a method, or a method object.
         ratio: keep ratio in (0, 1]: share of the current patch tokens kept at each reducing block; 1 changes nothing.
+            None: 0.7.
         blocks: 0-based blocks to reduce at; None takes the family's default (3, 6, 9 of 12).
         recover: give dense tokens back at the end of the blocks: True or "nearest" (Eq. 9-10), "transpose" (the
             method's own way back: W transposed, Hourglass's reconstruction).
-        **options: fields of the method (kappa, tau, feature, ...), ``preset`` ("default" or "paper"), ``rounding``
-            ("floor", "round", "ceil") of the number of tokens, or ``schedule``: "late" (``ttf.schedule.Late``
-            of ratio and blocks, for heads that read the class token alone) or a ``Schedule`` in place of both.
-            Segmenter has ``recover_at``: "backbone" or "masks", see ``ttf.hosts.segmenter.DenseHost``.
+        preset: of ``token_transform`` alone: "default" or "paper" (the literal equations).
+        rounding: of the number of tokens: "floor" (the default), "round" or "ceil".
+        schedule: "late" (``ttf.schedule.Late`` of ratio and blocks, for heads that read the class token alone), or a
+            ``Schedule`` in place of ratio, blocks and rounding.
+        recover_at: where dense tokens come back, for models with a choice (Segmenter: "backbone" or "masks").
+        **options: fields of the method (kappa, tau, feature, ...).
 
     Returns:
         ``model`` itself.
 
     Raises:
-        ValueError: the model is no supported host, or a value is out of its range.
+        ValueError: the model is not a supported host, a value is out of its range or of a wrong type, two arguments
+            exclude each other, or one is not read by this method and schedule.
     """
-    host = _placed(hosts.find(model), options.pop("recover_at", None))
-    container = _container(model, host.container)
-    depth = host.first + len(container)
-    schedule = _schedule(ratio, blocks, host, depth, options)
-    hosts.check(schedule, host, depth)
-    if isinstance(schedule, Late) and (recover or not host.reads_class_token(model)):
-        raise ValueError("the late schedule is for heads that read the class token alone: use ratio and blocks instead")
-    plan = Plan(methods.build(method, **options), schedule, host, host.prefix(model), _recovery(recover))
-    return _install(model, plan)
-
-
-def _container(model: nn.Module, path: str) -> nn.Sequential:
-    return cast(nn.Sequential, model.get_submodule(path))
-
-
-def _put(model: nn.Module, path: str, container: nn.Sequential) -> None:
-    owner, _, name = path.rpartition(".")
-    setattr(model.get_submodule(owner), name, container)
-
-
-def _install(model: nn.Module, plan: Plan) -> nn.Module:
-    remove(model)
-    container = _container(model, plan.host.container)
-    _put(model, plan.host.container, CompressedStack(container, plan))
-    plan.host.enter(model)
+    host = hosts.find(model)
+    told = Arguments(ratio, blocks, rounding, schedule, recover, recover_at)
+    plan = told.plan(model, host, check_options(method, preset, options))
+    entry.check_reached(model, plan)
+    entry.leave_model(model)
+    entry.enter(model, plan)
     return model
-
-
-def _stack(model: nn.Module) -> CompressedStack | None:
-    for path, module in model.named_modules():
-        if isinstance(module, CompressedStack) and module.plan.host.container == path:
-            return module
-    hosts.refuse_wrapped(model)
-    return None
 
 
 def remove(model: nn.Module) -> nn.Module:
@@ -124,34 +77,42 @@ def remove(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the model is inside a wrapper (torch.compile, DataParallel).
     """
-    stack = _stack(model)
-    if stack is not None:
-        stack.plan.host.leave(model)
-        _put(model, stack.plan.host.container, stack.restored())
+    hosts.refuse_wrapped(model)
+    entry.leave_model(model)
     return model
 
 
 def plan(model: nn.Module) -> Plan | None:
-    """How ``model`` is compressed: its method, schedule and host; None where it is not."""
-    stack = _stack(model)
-    return None if stack is None else stack.plan
+    """How ``model`` is compressed: its method, schedule and host; None where it is not.
+
+    Raises:
+        ValueError: the model is inside a wrapper (torch.compile, DataParallel).
+    """
+    hosts.refuse_wrapped(model)
+    return entry.plan_of(model)
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """A second module over the same parameters, to compress beside ``model``, which stays as it is."""
-    path = hosts.find(model).container
-    return twin_with(model, path, _container(model, path))
+    """A second module over the same parameters, to compress beside ``model``, which stays as it is.
+
+    Hooks of the model fire in the twin, too. Where the model is compiled in place (``model.compile()``), its twin is
+    not.
+
+    Raises:
+        ValueError: the model is inside a wrapper, or a part of it has a forward on the instance (accelerate's offload).
+    """
+    hosts.refuse_wrapped(model)
+    return entry.twin(model)
 
 
 @contextmanager
 def applied(model: nn.Module, *args: Any, **kwargs: Any) -> Iterator[nn.Module]:
     """``apply`` for the length of a ``with`` block; afterwards the model is as it was, compressed or not."""
-    stack = _stack(model)
-    before = stack.plan if stack is not None else None
+    before = entry.saved(model)
     try:
         yield apply(model, *args, **kwargs)
     finally:
-        remove(model) if before is None else _install(model, before)
+        entry.give_back(model, before)
 
 
 @dataclass(frozen=True)
@@ -180,14 +141,14 @@ class LayerTrace:
     prefix: int
 
 
-class _Recorder(CompressedStack):
-    """A stack that also keeps the final state of its runs."""
+class _Recorder(Observer):
+    """Keeps what the reducing blocks of one run did."""
 
-    states: list[State]
+    def __init__(self) -> None:
+        self.layers: list[tuple[int, Reduction]] = []
 
-    def run(self, x: Tensor, **kwargs: Any) -> State:
-        self.states.append(super().run(x, **kwargs))
-        return self.states[-1]
+    def reduction(self, block: int, reduction: Reduction) -> None:
+        self.layers.append((block, reduction))
 
 
 @torch.no_grad()
@@ -195,23 +156,22 @@ def trace(model: nn.Module, images: Tensor) -> list[LayerTrace]:
     """Run a compressed model on images and show what every reducing layer did.
 
     Args:
-        model: after ``apply``; not changed, and safe to use elsewhere meanwhile.
+        model: after ``apply``; not changed, and safe to use elsewhere meanwhile. Its hooks fire.
         images: (B, 3, H, W), preprocessed.
 
     Returns:
         One ``LayerTrace`` per reducing layer, first to last; empty at ratio 1.
 
     Raises:
-        ValueError: the model is not compressed.
+        ValueError: the model is not compressed, or inside a wrapper.
     """
-    stack = _stack(model)
-    if stack is None:
+    current = plan(model)
+    if current is None:
         raise ValueError("the model is not compressed: call ttf.apply(model) first")
-    recorder, host = _Recorder(stack, stack.plan), stack.plan.host
-    recorder.states = []
-    twin_with(model, host.container, recorder)(images)
+    recorder = _Recorder()
+    entry.twin(current.host.runs(model), lambda plan: replace(plan, observer=recorder))(images)
     height, width = images.shape[-2:]
-    return _layers(recorder.states[-1], host.grid(model, (height, width)), stack.plan.prefix)
+    return _layers(recorder.layers, current.host.grid(model, (height, width)), current.prefix)
 
 
 def _kept(reduction: Reduction, matrix: Tensor) -> Tensor | None:
@@ -220,10 +180,10 @@ def _kept(reduction: Reduction, matrix: Tensor) -> Tensor | None:
     return None if kept is None or kept.shape[1] != matrix.shape[1] else kept
 
 
-def _layers(state: State, grid: tuple[int, int], prefix: int) -> list[LayerTrace]:
+def _layers(found: list[tuple[int, Reduction]], grid: tuple[int, int], prefix: int) -> list[LayerTrace]:
     layers: list[LayerTrace] = []
     before: LayerTrace | None = None
-    for block, reduction in state.chain:
+    for block, reduction in found:
         matrix = reduction.matrix()
         with full_precision(matrix):
             total = matrix if before is None else matrix @ before.total

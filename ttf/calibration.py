@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -13,52 +13,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ttf import hosts
+from ttf.core import entry
+from ttf.core.host import Host
+from ttf.core.plan import Observer, Plan
 from ttf.data.files import atomic_write
-from ttf.hosts import Host
-from ttf.methods.base import LayerView, Method
+from ttf.methods.base import LayerView
 from ttf.methods.prune_and_merge import LayerMatrices, PruneAndMerge, importance_of_maps, matrices
+from ttf.methods.random_pruning import RandomPruning
 from ttf.models.weights import read_checkpoint
 from ttf.ops.attention import Wanted
-from ttf.ops.reduction import Reduction
-from ttf.schedule import KeepRatio
-from ttf.stack import CompressedStack, Plan, State, twin_with
+from ttf.schedule import KeepRatio, check_whole
 
 Batch = tuple[Tensor, Tensor | None]
 PARTS = ("merge", "recover", "mask")
 BATCH = 16  # images that go through the model together
 
 
-class _Untouched(Method):
-    """The method of a plan that reduces nowhere."""
+class _Probe(Observer):
+    """Keeps the attention maps of some blocks, which stay whole, in the graph of gradients."""
 
-    @property
-    def wanted(self) -> Wanted:
-        return Wanted(attention=True)
+    def __init__(self, blocks: tuple[int, ...]) -> None:
+        self.blocks, self.wanted = blocks, Wanted(attention=True)
+        self.maps: dict[int, Tensor] = {}
 
-    def reduce(self, view: LayerView, keep: int) -> Reduction:
-        raise NotImplementedError("nothing is reduced while calibrating")
-
-
-class _Probe(CompressedStack):
-    """A stack that reduces nothing and keeps the attention maps of some blocks, in the graph of gradients."""
-
-    chosen: tuple[int, ...]
-    maps: dict[int, Tensor]
-
-    def run(self, x: Tensor, **kwargs: object) -> State:
-        self.maps = {}
-        if not x.requires_grad:  # the maps need a graph where the parameters are frozen, too
-            x = x.detach().requires_grad_()
-        host, wanted = self.plan.host, self.plan.method.wanted
-        for number, block in enumerate(self, host.first):
-            if number in self.chosen:
-                view = host.attend(block, x, None, wanted, self.plan.prefix)
-                assert view.attention is not None
-                self.maps[number] = view.attention
-                x = host.feed_forward(block, view.x)
-            else:
-                x = block(x)
-        return State(x)
+    def view(self, block: int, view: LayerView) -> None:
+        assert view.attention is not None
+        self.maps[block] = view.attention
 
 
 @contextmanager
@@ -74,22 +54,22 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _probed(model: nn.Module, host: Host, blocks: Sequence[int] | None) -> tuple[nn.Module, _Probe]:
-    """A twin of the model, uncompressed, that runs through a probe; the model itself is not touched."""
-    container = cast(nn.Sequential, model.get_submodule(host.container))
-    depth = host.first + len(container)
+    """A twin of the model, uncompressed, that shows a probe its attention maps; the model itself is not touched."""
+    depth = host.first + len(entry.blocks_of(model, host))
     chosen = tuple(range(host.first, depth)) if blocks is None else tuple(sorted(set(blocks)))
-    plan = Plan(_Untouched(), KeepRatio(1.0, chosen), host, host.prefix(model))
-    hosts.check(plan.schedule, host, depth)
-    probe = _Probe(container, plan)
-    probe.chosen = chosen
-    twin = twin_with(model, host.container, probe)
-    host.enter(twin)
+    schedule, probe = KeepRatio(1.0, chosen), _Probe(chosen)
+    schedule.check(depth)
+    check_whole(schedule, host.first, depth)
+    plan = Plan(RandomPruning(), schedule, host, host.prefix(model), host.class_token(model), observer=probe)
+    twin = entry.twin(model)
+    entry.leave_model(twin)
+    entry.enter(twin, plan)
     return twin, probe
 
 
 def _batch_importance(twin: nn.Module, probe: _Probe, images: Tensor, labels: Tensor | None) -> dict[int, Tensor]:
     """Block -> what one batch says of every token, (N,)."""
-    logits = twin(images)
+    logits = twin(images.detach().requires_grad_())  # maps need a graph where the parameters are frozen, too
     target = logits.detach().argmax(dim=1) if labels is None else labels.to(logits.device)
     maps = dict(probe.maps)
     gradients = torch.autograd.grad(F.cross_entropy(logits.float(), target), list(maps.values()))
@@ -122,7 +102,7 @@ def token_importance(
         ValueError: the model is no supported host, blocks it does not have, no images, or images of several sizes.
     """
     host = hosts.find(model)
-    twin, probe = _probed(model, host, blocks)
+    prefix, (twin, probe) = host.prefix(model), _probed(model, host, blocks)
     device = next(model.parameters()).device
     total: dict[int, Tensor] = {}
     grids: set[tuple[int, int]] = set()
@@ -135,7 +115,7 @@ def token_importance(
             total = {block: total[block] + values if total else values for block, values in part.items()}
     if not total:
         raise ValueError("calibration needs at least one batch of images and at least one block")
-    return {block: values[probe.plan.prefix :] for block, values in total.items()}, grids.pop()
+    return {block: values[prefix:] for block, values in total.items()}, grids.pop()
 
 
 def calibrate(

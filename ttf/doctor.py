@@ -70,6 +70,8 @@ def _dataset(cfg: DictConfig) -> Finding:
 
 
 def _remedy(model: DictConfig, downloads: str) -> str:
+    if model.weights == "transformers":
+        return "network.name=NAME on the hub, downloaded at first use; offline: a folder of save_pretrained"
     if model.weights == "embedded":
         return f"python scripts/finetune.py experiment=mini/cls writes it; copy it to {EMBEDDED}"
     by_hand = "checkpoint=FILE with timm's keys"
@@ -78,12 +80,12 @@ def _remedy(model: DictConfig, downloads: str) -> str:
     return f"downloaded at first use; offline: {by_hand}"
 
 
-def _weights(model: DictConfig, local: str | None, downloads: str) -> Finding:
+def _weights(name: str, model: DictConfig, local: str | None, downloads: str) -> Finding:
     found = at_hand(model, local, downloads)
     if found is not None:
-        return Finding(f"weights {model.name}", str(found))
-    cost = "make demo" if model.weights == "embedded" else f"model={model.name} without a connection"
-    return Finding(f"weights {model.name}", None, cost, _remedy(model, downloads))
+        return Finding(f"weights {name}", str(found))
+    cost = "make demo" if model.weights == "embedded" else f"model={name} without a connection"
+    return Finding(f"weights {name}", None, cost, _remedy(model, downloads))
 
 
 def _accelerator() -> Finding:
@@ -93,7 +95,7 @@ def _accelerator() -> Finding:
 
 
 def _operators() -> Finding:
-    if native.switched_on():
+    if native.loaded():
         return Finding("compiled operators", str(library()))
     cost = "speed on a CPU: the plain operators run, the same answers a few percent slower"
     return Finding("compiled operators", None, cost, "a C++ compiler, then python -m ttf.ops.native; not TTF_NATIVE=0")
@@ -108,7 +110,7 @@ def _space(cfg: DictConfig) -> Finding:
 def examine(cfg: DictConfig) -> list[Finding]:
     """Look for packages, device, disk space, data and weights. ``cfg``: the composed config of ``scripts/eval.py``."""
     files = sorted((Path(__file__).parents[1] / "configs" / "model").glob("*.yaml"))
-    models = [cast(DictConfig, OmegaConf.load(file)) for file in files]
+    models = {file.stem: cast(DictConfig, OmegaConf.load(file)) for file in files}
     return [
         *(_package(name, "everything", "make setup") for name in CORE),
         *(_package(name, cost, "make setup EXTRAS=dev,openmmlab") for name, cost in OPTIONAL.items()),
@@ -116,7 +118,7 @@ def examine(cfg: DictConfig) -> list[Finding]:
         _operators(),
         _space(cfg),
         _dataset(cfg),
-        *(_weights(model, cfg.paths.weights, cfg.paths.downloads) for model in models),
+        *(_weights(name, model, cfg.paths.weights, cfg.paths.downloads) for name, model in models.items()),
     ]
 
 

@@ -11,18 +11,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from ttf.checks import check_types
+
 Rounding = Literal["floor", "round", "ceil"]
 ROUNDINGS = ("floor", "round", "ceil")
 EPSILON = 1e-9  # 0.29 * 100 is 28.999999999999996
 
 
 class Schedule(Protocol):
-    """Interface: see the module's text."""
+    """Interface: see the module's text.
+
+    A schedule may also have ``reduces(block) -> bool``: False promises that ``kept`` never takes a token there, which
+    lets code that was compiled for one such block serve all of them.
+    """
 
     def kept(self, block: int, n: int) -> int: ...
 
     def check(self, depth: int) -> None:
         """Raise ``ValueError`` where the schedule names blocks that a model of ``depth`` blocks does not have."""
+
+
+def reduces(schedule: Schedule, block: int) -> bool:
+    """Whether a schedule may take tokens at a block; True where it does not say."""
+    says = getattr(schedule, "reduces", None)
+    return True if says is None else says(block)
 
 
 def thirds(depth: int) -> tuple[int, ...]:
@@ -34,6 +46,13 @@ def _check_blocks(blocks: tuple[int, ...], depth: int) -> None:
     wrong = [b for b in blocks if not 0 <= b < depth]
     if wrong:
         raise ValueError(f"blocks {wrong} are out of range: the model has blocks 0 to {depth - 1}")
+
+
+def check_whole(schedule: Schedule, first: int, depth: int) -> None:
+    """Raise ``ValueError`` where the schedule names blocks in front of ``first``, which stay whole."""
+    whole = [block for block in getattr(schedule, "blocks", None) or () if block < first]
+    if whole:
+        raise ValueError(f"blocks {whole} stay whole: tokens of this model go at blocks {first} to {depth - 1}")
 
 
 @dataclass(frozen=True)
@@ -54,6 +73,7 @@ class KeepRatio:
     rounding: Rounding = "floor"
 
     def __post_init__(self) -> None:
+        check_types(KeepRatio, vars(self))
         if not 0.0 < self.ratio <= 1.0:
             raise ValueError(f"ratio is the share of tokens to keep and must be in (0, 1], got {self.ratio}")
         if self.rounding not in ROUNDINGS:
@@ -63,6 +83,9 @@ class KeepRatio:
 
     def check(self, depth: int) -> None:
         _check_blocks(self.blocks, depth)
+
+    def reduces(self, block: int) -> bool:
+        return block in self.blocks and self.ratio < 1.0
 
     def kept(self, block: int, n: int) -> int:
         if block not in self.blocks or self.ratio == 1.0 or n <= 1:
@@ -94,6 +117,7 @@ class RemovePerBlock:
     depth: int = 12
 
     def __post_init__(self) -> None:
+        check_types(RemovePerBlock, vars(self))
         if not isinstance(self.r, int):
             object.__setattr__(self, "r", tuple(self.r))  # configs hold lists
         listed = (self.r,) if isinstance(self.r, int) else self.r
@@ -124,6 +148,9 @@ class RemovePerBlock:
         step = 2 * (self.r - first) / (self.depth - 1)
         return int(first + step * block)
 
+    def reduces(self, block: int) -> bool:
+        return (self.blocks is None or block in self.blocks) and self._removed(block) > 0
+
     def kept(self, block: int, n: int) -> int:
         active = self.blocks is None or block in self.blocks
         return n - min(self._removed(block), n // 2) if active else n
@@ -140,11 +167,15 @@ class Counts:
     counts: tuple[tuple[int, int], ...]
 
     def __post_init__(self) -> None:
+        check_types(Counts, vars(self))
         if any(count < 1 for _, count in self.counts):
             raise ValueError("every count must be at least 1")
 
     def check(self, depth: int) -> None:
         _check_blocks(tuple(block for block, _ in self.counts), depth)
+
+    def reduces(self, block: int) -> bool:
+        return block in dict(self.counts)
 
     def kept(self, block: int, n: int) -> int:
         return min(n, dict(self.counts).get(block, n))
@@ -172,6 +203,7 @@ class Late:
     blocks: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_types(Late, vars(self))
         self._stages.check(self.depth)
 
     @property
@@ -182,6 +214,9 @@ class Late:
     def check(self, depth: int) -> None:
         if depth != self.depth:
             raise ValueError(f"the schedule is for {self.depth} blocks, the model has {depth}: set depth={depth}")
+
+    def reduces(self, block: int) -> bool:
+        return self._stages.reduces(block) or (block == self.depth - 1 and self.ratio < 1.0)
 
     def kept(self, block: int, n: int) -> int:
         if block == self.depth - 1 and self.ratio < 1.0:

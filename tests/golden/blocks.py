@@ -16,9 +16,16 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ttf.hosts.timm_vit import TIMM_VIT
+from ttf.core.compressed import CompressedAttention
+from ttf.core.exchange import exchange, is_exchanged
+from ttf.core.host import Request
+from ttf.core.plan import Place, Plan
+from ttf.hosts.timm_vit import TimmViT
 from ttf.methods import LayerView, Method
+from ttf.methods.top_k import TopK
+from ttf.ops.attention import Wanted
 from ttf.ops.reduction import Reduction
+from ttf.schedule import Counts
 
 DEFAULT = Path(__file__).parents[3] / "shared" / "golden" / "methods"
 FOLDER = Path(os.environ.get("TTF_GOLDEN_METHODS", DEFAULT))
@@ -77,6 +84,20 @@ def block_of(case: Case) -> Any:
     return block.eval()
 
 
+def attend(block: Any, x: Tensor, sizes: Tensor | None, wanted: Wanted, prefix: int) -> LayerView:
+    """The first half of a timm block, as in a compressed model."""
+    host = TimmViT()
+    if not is_exchanged(block.attn):
+        exchange(block.attn, CompressedAttention)
+    block.attn.ttf_place = Place(Plan(TopK(), Counts(()), host, prefix, class_token=True))
+    return host.attend(block, x, Request(sizes, wanted, prefix), {})
+
+
+def feed_forward(block: Any, x: Tensor) -> Tensor:
+    """The second half."""
+    return TimmViT().feed_forward(block, x)
+
+
 @torch.inference_mode()
 def run_block(
     case: Case, method: Method, keep: int, sizes: Tensor | None = None, prefix: int = 1, **view_options: Any
@@ -86,8 +107,8 @@ def run_block(
     ``sizes``: (B, N) of the tokens that come in. ``view_options``: more fields of the view (block, grid).
     """
     block = block_of(case)
-    view = TIMM_VIT.attend(block, case["x_in"], sizes if method.scaling else None, method.wanted, prefix)
+    view = attend(block, case["x_in"], sizes if method.scaling else None, method.wanted, prefix)
     view = replace(view, sizes=sizes, **view_options)
     reduction = method.reduce(view, keep)
     reduced = reduction.down(view.x)
-    return view, reduction, reduced, TIMM_VIT.feed_forward(block, reduced)
+    return view, reduction, reduced, feed_forward(block, reduced)

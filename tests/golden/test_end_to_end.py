@@ -1,6 +1,9 @@
 """Real weights on stored photographs against logits of the official implementations (folder: TTF_GOLDEN_METHODS).
 
 What a configuration is follows from its name, so other numbers in the names work too.
+
+Images all of whose decisions are clearer than the noise of float32 (see ``margins``) must agree on every machine. Near
+ties must agree too but for a few: on another processor they may go the other way, in all layers after that as well.
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from torch import Tensor
 
 import ttf
 from tests.golden.blocks import FOLDER
+from tests.golden.margins import Clearness, watched
 from ttf.methods.diffrate import from_counts, published
 from ttf.methods.evit import EViT
 from ttf.methods.ppt import PPT
@@ -30,6 +35,7 @@ from ttf.schedule import KeepRatio, RemovePerBlock
 CONFIGS = Path(__file__).parents[2] / "configs"
 INPUTS, STORED = FOLDER / "end_to_end_inputs.safetensors", FOLDER / "end_to_end_vit_tiny.safetensors"
 TOLERANCE = 0.02
+NEAR, OTHER_WAY = 15, 3  # of 100 images: near ties, at most 9 here; those of them that fall the other way
 BLOCKS = (3, 6, 9)
 INFLECTIONS = {None: 0.0, "decreasing": -1.0, "increasing": 1.0}
 AUTHORS = {"T": "ViT-T-DeiT", "S": "ViT-S-DeiT", "B": "ViT-B-DeiT"}
@@ -46,6 +52,7 @@ def _contents() -> tuple[list[str], dict[str, Any]]:
 
 
 NAMES, METADATA = _contents()
+ABSENT = f"needs the end-to-end reference data in {FOLDER}"
 
 
 def _tome(r: str, scaling: str | None, trend: str | None) -> dict[str, Any]:
@@ -102,19 +109,47 @@ def model(shared) -> torch.nn.Module:
     return load_model(OmegaConf.load(CONFIGS / "model" / "vit_ti_augreg.yaml"), folder=shared / "weights")
 
 
+def run(model: torch.nn.Module, pixels: Tensor, name: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Logits of a configuration, and how clearly it decided about each image (``Clearness.smallest``)."""
+    options = {} if name == "base" else configuration(name)
+    logits, smallest = [], []
+    for part in pixels.split(25):
+        clearness, compressed = Clearness(options.get("method"), len(part)), nullcontext()
+        if options:
+            compressed = ttf.applied(model, **{**options, "method": watched(clearness.method, clearness.note)})
+        with torch.inference_mode(), compressed:
+            logits.append(model((part.to(dtype) / 255 - 0.5) / 0.5))
+        assert (clearness.smallest < torch.inf).all() == bool(options), "no decision was seen"
+        smallest.append(clearness.smallest)
+    return torch.cat(logits), torch.cat(smallest)
+
+
 @pytest.mark.real
-@pytest.mark.skipif(not NAMES or not INPUTS.is_file(), reason=f"needs the end-to-end reference data in {FOLDER}")
+@pytest.mark.skipif(not NAMES or not INPUTS.is_file(), reason=ABSENT)
 @pytest.mark.parametrize("name", NAMES or ["base"])
 def test_logits(name: str, stored, pixels, model):
-    compressed = nullcontext() if name == "base" else ttf.applied(model, **configuration(name))
-    with torch.inference_mode(), compressed:
-        logits = torch.cat([model((part.float() / 255 - 0.5) / 0.5) for part in pixels.split(25)])
-    assert (logits - stored[f"{name}/logits"].float()).abs().max() < TOLERANCE
-    wrong = logits.argmax(1) != stored[f"{name}/top1"]
+    logits, clearness = run(model, pixels, name)
+    top1, margin = stored[f"{name}/top1"], stored[f"{name}/top1_margin"]
+    off, near = (logits - stored[f"{name}/logits"].float()).abs().amax(1) >= TOLERANCE, clearness < 1
+    assert (off & ~near).nonzero().flatten().tolist() == []
+    assert near.sum() <= NEAR
+    assert off.sum() <= OTHER_WAY
+    wrong = (logits.argmax(1) != top1) & ~off
     assert wrong.sum() <= 1
-    assert (stored[f"{name}/top1_margin"][wrong] < TOLERANCE).all()
-    correct = (logits.argmax(1) == stored["labels"]).sum().item()
-    assert abs(correct - METADATA["top1_percent"][name] / 100 * len(pixels)) < 1.5
+    assert (margin[wrong] < TOLERANCE).all()
+    assert (top1 == stored["labels"]).sum().item() == round(METADATA["top1_percent"][name] / 100 * len(pixels))
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not NAMES or not INPUTS.is_file(), reason=ABSENT)
+@pytest.mark.parametrize("name", {name.split("_")[0]: name for name in NAMES if name != "base"}.values() or ["base"])
+def test_noise(name: str, pixels, model):
+    """The smallest gaps in float64 are those in float32 but for less than the noise, one configuration a family."""
+    double = run(deepcopy(model).double(), pixels[:4], name, torch.float64)[1]
+    single = run(model, pixels[:4], name)[1]
+    clear = torch.minimum(single, double) >= 1
+    assert clear.sum() >= 2
+    assert (single - double)[clear].abs().max() < 0.5
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("diffrate")] or [None])

@@ -95,8 +95,8 @@ def test_compressed_tokens_equal_the_run_by_hand(name: str, small: Small, x: Ten
     """One reduction in the model's third place, then plain blocks on the transformed tokens."""
     model, place = small(name), BLOCKS[name][2]
     ttf.apply(model, blocks=[place], scaling=False, **SOFT)
-    stack, tokens = model.blocks, model.embed(x)
-    for number, block in enumerate(stack, stack.plan.host.first):
+    tokens = model.embed(x)
+    for number, block in enumerate(model.blocks, ttf.plan(model).host.first):
         attended = _residual(block, tokens, block.attn(block.norm1(tokens)))
         if number == place:
             attended = ttf.trace(model, x)[0].W @ attended

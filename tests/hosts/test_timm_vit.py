@@ -12,6 +12,7 @@ from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
 import ttf
+from ttf.core.tokens import Tokens
 from ttf.methods import LayerView
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -52,8 +53,15 @@ def variant(tiny: Tiny, stir: Callable[[nn.Module], nn.Module]) -> Variant:
     return make
 
 
-def _embedded(model: Any, x: Tensor) -> Tensor:
+def _embedded(model: Any, x: Tensor) -> Any:
     return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+
+
+def _tokens(model: Any, x: Tensor) -> Tensor:
+    """The short sequence behind the blocks."""
+    out = model.blocks(_embedded(model, x))
+    assert isinstance(out, Tokens)
+    return out.x
 
 
 def _attention_by_hand(attn: Any, x: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +85,8 @@ def _halves(block: Any) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], 
 
 def _by_hand(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens and sizes after the blocks of a compressed model, block by block."""
-    plan, x = model.blocks.plan, _embedded(model, images)
+    plan, x = ttf.plan(model), _embedded(model, images)
+    x = x.x if isinstance(x, Tokens) else x
     sizes = torch.ones(x.shape[:2])
     for number, block in enumerate(model.blocks):
         enter, leave, feed_forward = _halves(block)
@@ -121,7 +130,7 @@ def test_compressed_tokens_equal_the_run_by_hand(name: str, variant: Variant, im
     model, x = ttf.apply(variant(name), **SOFT), images()
     tokens, _ = _by_hand(model, x)
     assert tokens.shape[1] == model.num_prefix_tokens + 21  # 64 -> 44 -> 30 -> 21
-    torch.testing.assert_close(model.blocks(_embedded(model, x)), tokens, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(_tokens(model, x), tokens, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +153,7 @@ def test_options_reach_the_layers(options: dict[str, Any], tiny: Tiny, images: I
     if "score_rows" in options:  # the run by hand sums all rows
         assert not torch.allclose(model(x), default)
         return
-    torch.testing.assert_close(model.blocks(_embedded(model, x)), _by_hand(model, x)[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(_tokens(model, x), _by_hand(model, x)[0], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(model(x), default)
 
 
@@ -153,12 +162,13 @@ def test_scaling_can_be_switched_off(tiny: Tiny, images: Images) -> None:
     model = ttf.apply(tiny(), blocks=(10,), scaling=False)
     seen: list[Tensor] = []
     model.blocks[10].mlp.register_forward_hook(lambda _, __, out: seen.append(out))
-    captured: list[Tensor] = []
-    model.blocks[11].register_forward_hook(lambda block, inputs, out: captured.extend((block.forward(*inputs), out)))
+    captured: list[tuple[Tensor, Tensor]] = []
+    handle = model.blocks[11].register_forward_hook(lambda _, inputs, out: captured.append((inputs[0].x, out.x)))
     model(images())
+    handle.remove()
     assert seen[0].shape[1] == 45
-    assert len(captured) == 2
-    assert torch.equal(captured[0], captured[1])
+    ((before, after),) = captured
+    assert torch.equal(ttf.remove(model).blocks[11](before), after)
 
 
 @pytest.mark.parametrize("options", [{}, {"gate": "mask", "kappa": 0.7}], ids=str)
@@ -198,7 +208,7 @@ def test_recovered_models_see_dense_tokens(name: str, recover: bool | str, varia
 @pytest.mark.parametrize(("height", "width"), [(24, 40), (40, 24), (32, 32)])
 def test_images_of_any_shape(height: int, width: int, variant: Variant, images: Images) -> None:
     model, x = ttf.apply(variant("dynamic size"), **SOFT), images(2, height, width)
-    torch.testing.assert_close(model.blocks(_embedded(model, x)), _by_hand(model, x)[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(_tokens(model, x), _by_hand(model, x)[0], atol=1e-4, rtol=1e-4)
     assert ttf.trace(model, x)[0].grid == (height // 4, width // 4)
 
 

@@ -85,7 +85,9 @@ def test_a_block_is_what_the_definition_says(model: Any, images: Images):
         tokens = tokens + (weights > 0).float().transpose(1, 2) @ short
     ttf.apply(model, "tome_dense", ratio=0.7, blocks=(0,))
     following: list[Tensor] = []
-    handle = _blocks(model)[1].register_forward_pre_hook(lambda _, args: following.append(args[0]))
+    handle = _blocks(model)[1].register_forward_pre_hook(
+        lambda _, args: following.append(getattr(args[0], "x", args[0]))
+    )
     model(x)
     handle.remove()
     torch.testing.assert_close(following[0], tokens, atol=1e-4, rtol=1e-4)

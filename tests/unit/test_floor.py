@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import ttf
 from ttf import api
+from ttf.methods import TokenTransform
+from ttf.ops import backend
 from ttf.tasks import floor
 
 KNOWN = floor.Rates(gmacs_per_s=100.0, gb_per_s=10.0)
 SHAPE = (2, 3, 32, 32)
 
 
+@pytest.mark.parametrize("name", ["auto", "plain"])
 @pytest.mark.parametrize("method", ["token_transform", "dpc_knn"])  # torch's counter leaves out distances
-def test_kinds_add_up_to_the_multiply_accumulates_of_the_model(method: str) -> None:
+def test_kinds_add_up_to_the_multiply_accumulates_of_the_model(method: str, name: Any) -> None:
     model = VisionTransformer(img_size=32, patch_size=4, embed_dim=48, depth=6, num_heads=3, num_classes=10).eval()
     ours = ttf.apply(api.twin(model), method, ratio=0.5, blocks=[2, 4])
     images = torch.randn(SHAPE)
-    whole, parts = floor.parts((model, ours), images, KNOWN, rounds=1)
+    with backend(name):
+        whole, parts = floor.parts((model, ours), images, KNOWN, rounds=1)
     assert list(whole) == [floor.PRODUCTS, floor.ATTENTION, floor.REST]
     without = floor.SUMMED if method == "dpc_knn" else None  # it asks for no column sums
     assert list(parts) == [kind for kind in floor.KINDS if kind != without]
@@ -39,9 +45,11 @@ def test_a_floor_is_the_dearer_of_arithmetic_and_memory() -> None:
 
 
 def test_methods_run_outside_of_the_log_as_before() -> None:
-    before = ttf.methods.TokenTransform.reduce
-    floor.parts((torch.nn.Identity(),), torch.randn(1, 4), KNOWN, rounds=1)
-    assert ttf.methods.TokenTransform.reduce is before
+    before, model = vars(TokenTransform)["__call__"], ttf.apply(VisionTransformer(img_size=32, patch_size=4).eval())
+    plan = api.plan(model)
+    floor.parts((model,), torch.randn(SHAPE), KNOWN, rounds=1)
+    assert vars(TokenTransform)["__call__"] is before
+    assert api.plan(model) == plan and type(plan.method) is TokenTransform
 
 
 def test_rates_are_positive() -> None:

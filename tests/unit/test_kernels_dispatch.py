@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from tests.unit import kernels_worker
-from ttf.ops.kernels import HAS_TRITON, dispatch
+from ttf.ops import backend
+from ttf.ops.kernels import HAS_TRITON
 
 WHOLE_MODEL = """
-import os, sys, torch, ttf
+import torch, ttf
 from unittest.mock import patch
 from ttf.models.vit_mini import vit_mini
+from ttf.ops import backend
 from ttf.ops.kernels import sums, transform
 
 calls = []
@@ -32,29 +34,28 @@ images = torch.randn(2, 3, *model.patch_embed.img_size)
 for options in ({}, {"preset": "paper"}, {"gate": "mask"}, {"selection": "pool"}):
     ttf.apply(model, ratio=0.5, **options)
     answers, matrices = [], []
-    for switch in ("0", "1"):
-        os.environ["TTF_KERNELS"] = switch
+    for name in ("auto", "triton"):
         calls.clear()
-        with torch.no_grad(), counted(sums, "column_sums"), counted(transform, "transform_down"):
+        counting = counted(sums, "column_sums"), counted(transform, "transform_down")
+        with torch.no_grad(), backend(name), counting[0], counting[1]:
             answers.append(model(images))
             matrices.append(ttf.trace(model, images)[0].W)
-        print(options, switch, sorted(set(calls)))
+        print(options, name, sorted(set(calls)))
     torch.testing.assert_close(answers[1], answers[0], atol=2e-4, rtol=0)
     torch.testing.assert_close(matrices[1], matrices[0], atol=2e-4, rtol=0)
     ttf.remove(model)
     calls.clear()
 ttf.apply(model, ratio=0.5)
-with counted(sums, "column_sums"):
+with backend("triton"), counted(sums, "column_sums"):
     model(images).sum().backward()  # a gradient: the plain operators
 print("gradient", calls)
 """
 
 
-def test_kernels_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TTF_KERNELS", raising=False)
-    assert not dispatch.enabled(torch.ones(1))
-    monkeypatch.setenv("TTF_KERNELS", "1")
-    assert not dispatch.enabled(torch.ones(1))  # on a CPU
+@pytest.mark.skipif(torch.cuda.is_available() and HAS_TRITON, reason="this machine has a GPU and triton")
+def test_kernels_cannot_be_asked_for_where_they_cannot_run() -> None:
+    with pytest.raises(ValueError, match='"triton" needs a GPU and the package triton: use "auto"$'):
+        backend("triton")
 
 
 @pytest.mark.slow
@@ -66,9 +67,9 @@ def test_a_model_with_kernels_gives_the_same_answer() -> None:
     assert run.returncode == 0, run.stderr[-2000:]
     both = "['column_sums', 'transform_down']"
     assert run.stdout.splitlines() == [
-        "{} 0 []", f"{{}} 1 {both}",
-        "{'preset': 'paper'} 0 []", f"{{'preset': 'paper'}} 1 {both}",
-        "{'gate': 'mask'} 0 []", f"{{'gate': 'mask'}} 1 {both}",
-        "{'selection': 'pool'} 0 []", "{'selection': 'pool'} 1 ['column_sums']",
+        "{} auto []", f"{{}} triton {both}",
+        "{'preset': 'paper'} auto []", f"{{'preset': 'paper'}} triton {both}",
+        "{'gate': 'mask'} auto []", f"{{'gate': 'mask'}} triton {both}",
+        "{'selection': 'pool'} auto []", "{'selection': 'pool'} triton ['column_sums']",
         "gradient []",
     ]  # fmt: skip

@@ -15,7 +15,8 @@ from torch import Tensor
 from tests.methods_under_test import CASES, MethodCase
 from ttf.methods import LayerView
 from ttf.ops.attention import column_sums
-from ttf.ops.reduction import Reduction
+from ttf.ops.recovery import nearest_token
+from ttf.ops.reduction import LocalReduction, NearestReduction, Reduction
 
 TOKENS = ("x", "keys", "normed", "class_query", "flat_keys")  # what is in the model's precision
 methods = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -107,6 +108,34 @@ def test_down_applies_the_matrix(case: MethodCase, shape: Shape) -> None:
     assert weights.dtype == torch.float32
     assert bool(torch.isfinite(weights).all()) and bool((weights >= 0).all())
     torch.testing.assert_close(reduction.down(view.x), weights @ view.x, atol=1e-5, rtol=1e-5)
+    y, again = case.for_view(view)(view, shape.keep(view))
+    torch.testing.assert_close(y, again.matrix() @ view.x, atol=1e-5, rtol=1e-5)
+
+
+@methods
+@few
+@given(shapes)
+def test_methods_say_whether_they_name_a_token_for_every_new_one(case: MethodCase, shape: Shape) -> None:
+    view, reduction = _reduce(case, shape)
+    named = reduction.kept is not None and reduction.kept.shape == reduction.sizes.shape
+    assert case.for_view(view).names_tokens == named
+
+
+@methods
+@few
+@given(shapes)
+def test_what_is_retained_is_enough_for_the_way_back(case: MethodCase, shape: Shape) -> None:
+    view, reduction = _reduce(case, shape)
+    y = reduction.down(view.x)
+    assert torch.equal(reduction.retained("transpose").up(y), reduction.up(y))
+    nearest = reduction.nearest
+    if nearest is None and not isinstance(reduction, LocalReduction):
+        nearest = nearest_token(view.x, y, view.prefix)
+    reduction = replace(reduction, nearest=nearest)
+    kept = reduction.retained("nearest")
+    assert torch.equal(kept.up(y), reduction.up(y))
+    assert isinstance(kept, LocalReduction | NearestReduction)
+    assert (kept.grid, kept.kept is reduction.kept, kept.sizes is reduction.sizes) == (reduction.grid, True, True)
 
 
 @methods

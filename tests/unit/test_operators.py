@@ -8,7 +8,7 @@ import torch
 from ttf.ops import native
 from ttf.tasks import operators
 
-compiled = pytest.mark.skipif(not native.available(), reason="not compiled: python -m ttf.ops.native")
+compiled = pytest.mark.skipif(not native.loaded(), reason="not compiled: python -m ttf.ops.native")
 
 
 @compiled
@@ -24,7 +24,7 @@ def test_every_way_is_timed_once_and_positive(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_without_the_compiled_operators_it_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TTF_NATIVE", "0")
+    monkeypatch.setattr(native, "_loaded", False)
     with pytest.raises(ValueError, match=r"python -m ttf\.ops\.native"):
         operators.operators(rounds=1)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ttf.ops import attention as attention_ops
+from ttf.ops import backend
 from ttf.ops.attention import column_sums, fused_attention, mapped_attention, size_bias, summed_attention
 
 
@@ -125,8 +126,7 @@ def test_column_sums_in_blocks_are_those_of_the_whole_map(
     sizes = _sizes(q)
     sizes[:, -1] = 0.0 if q.shape[2] > 1 else 1.0  # padding
     bias = size_bias(sizes if biased else None, q.dtype)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TTF_NATIVE", "0")
+    with pytest.MonkeyPatch.context() as patch, backend("plain"):
         patch.setattr(attention_ops, "CPU_BLOCK", block)  # several images, heads or queries at a time, or one
         out, sums = summed_attention(q, k, v, bias, 0.3, rows=rows, prefix=min(prefix, q.shape[2] - 1))
     whole, attention = mapped_attention(q, k, v, bias, 0.3)

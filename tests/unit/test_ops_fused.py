@@ -1,6 +1,8 @@
-"""The transform in blocks, for long sequences: what the plain operators give."""
+"""The transform as one operator, by torch's own: in blocks, for long sequences, and whole."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,13 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ttf.methods.base import LayerView
 from ttf.methods.token_transform import TokenTransform
-from ttf.ops import fused
+from ttf.ops import backend, fused, plain
 from ttf.ops.reduction import DenseReduction
+
+READING = plain.Reading(0.5, 30.0, "zero", True)
 
 
 @pytest.fixture(autouse=True)
-def _without_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TTF_NATIVE", "0")
+def _plain() -> Iterator[None]:
+    with backend("plain"):
+        yield
 
 
 def _view(seed: int, batch: int, tokens: int, prefix: int, with_sizes: bool, features: int = 6) -> LayerView:
@@ -35,37 +40,54 @@ def test_blocks_give_what_the_plain_operators_give(
 ) -> None:
     view, keep = _view(seed, batch, tokens, prefix, with_sizes), prefix + (tokens - prefix) // 2
     method = TokenTransform(isolate=isolate, gate=gate, tau=30.0)
-    plain = method.reduce(view, keep)
-    assert isinstance(plain, DenseReduction)
+    y, whole = method(view, keep)
+    assert isinstance(whole, DenseReduction)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "MANY", 1)
-        patch.setattr(fused, "BLOCK", block)
-        blocks = method.reduce(view, keep)
-    assert isinstance(blocks, fused.FusedReduction)
-    assert torch.equal(blocks.kept, plain.kept)
+        patch.setattr(plain, "MANY", 1)
+        patch.setattr(plain, "BLOCK", block)
+        other, blocks = method(view, keep)
+    assert isinstance(blocks, fused.TransformReduction)
+    assert torch.equal(blocks.kept, whole.kept)
     close = {"atol": 1e-5, "rtol": 1e-5}
-    torch.testing.assert_close(blocks.down(view.x), plain.down(view.x), **close)
-    torch.testing.assert_close(blocks.sizes, plain.sizes, **close)
-    torch.testing.assert_close(blocks.matrix(), plain.matrix(), **close)
-    other = view.x.flip(1)  # other tokens than those that were transformed
-    torch.testing.assert_close(blocks.down(other), plain.down(other), **close)
-    short = plain.down(view.x)
-    torch.testing.assert_close(blocks.spread(short), plain.spread(short), **close)
+    torch.testing.assert_close(other, y, **close)
+    torch.testing.assert_close(blocks.down(view.x), y, **close)
+    torch.testing.assert_close(blocks.sizes, whole.sizes, **close)
+    torch.testing.assert_close(blocks.matrix(), whole.matrix(), **close)
+    turned = view.x.flip(1)  # other tokens than those that were transformed
+    torch.testing.assert_close(blocks.down(turned), whole.down(turned), **close)
+    torch.testing.assert_close(blocks.spread(y), whole.spread(y), **close)
 
 
-def test_short_sequences_gradients_and_half_precision_take_the_plain_operators() -> None:
-    long = torch.zeros(1, fused.MANY, 2)
-    assert fused.wants_blocks(long)
-    assert not fused.wants_blocks(long[:, 1:])
-    assert not fused.wants_blocks(long.half())
-    assert not fused.wants_blocks(long.clone().requires_grad_())
+@given(st.integers(0, 999), st.booleans(), st.booleans(), st.sampled_from(["zero", "mask"]), st.booleans())
+def test_the_operator_gives_the_bits_of_torchs_own(
+    seed: int, with_sizes: bool, isolate: bool, gate: str, redundancy: bool
+) -> None:
+    view = _view(seed, 2, 30, 1, with_sizes)
+    selection = "redundancy" if redundancy else "informative"
+    y, dense = TokenTransform(isolate=isolate, gate=gate, tau=30.0, selection=selection)(view, 12)
+    isolated = int(isolate)
+    mass = None if view.sizes is None else view.sizes[:, isolated:]
+    layer = (view.x, view.x[:, isolated:], view.scores, mass, 12, 1)
+    out, sizes, index = torch.ops.ttf.transform(*layer, 0.5, 30.0, gate == "mask", redundancy)
+    assert torch.equal(out, y) and torch.equal(sizes, dense.sizes)
+    assert torch.equal(index + isolated, dense.kept[:, isolated:])
+
+
+def test_short_sequences_gradients_and_half_precision_run_one_by_one() -> None:
+    long = torch.zeros(1, plain.MANY, 2)
+    assert fused.at_once(READING, long)
+    assert not fused.at_once(READING, long[:, 1:])
+    assert not fused.at_once(READING, long.half())
+    assert not fused.at_once(READING, long.clone().requires_grad_())
+    assert not fused.at_once(plain.Reading(0.5, 30.0, "zero", False), long)
+    assert not fused.at_once(READING, long.to("meta"))
 
 
 def test_blocks_count_as_many_multiply_accumulates(monkeypatch: pytest.MonkeyPatch) -> None:
     view, counts = _view(0, 1, 40, 1, True), []
     for many in (100, 1):
-        monkeypatch.setattr(fused, "MANY", many)
+        monkeypatch.setattr(plain, "MANY", many)
         with FlopCounterMode(display=False) as counter:
-            TokenTransform().reduce(view, 20).down(view.x)
+            TokenTransform()(view, 20)
         counts.append(counter.get_total_flops())
-    assert counts[0] == counts[1]
+    assert counts[0] == counts[1] > 0

@@ -15,11 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import ttf
 from ttf.measure.provenance import operators_used
 from ttf.methods import LayerView, TokenTransform
-from ttf.ops import attention, fused, native
-from ttf.ops.fused import AnsweredReduction, FusedReduction
+from ttf.ops import attention, backend, fused, native, plain, runner
+from ttf.ops.fused import TransformReduction
 from ttf.ops.reduction import DenseReduction, Reduction
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="not compiled: python -m ttf.ops.native")
+pytestmark = pytest.mark.skipif(not native.loaded(), reason="not compiled: python -m ttf.ops.native")
 Seeds = st.integers(0, 2**16)
 
 
@@ -48,7 +48,7 @@ def test_attention_and_column_sums_keep_the_contract(
     sizes = _sizes(seed, batch, tokens)
     sizes[:, -1] = 0.0 if tokens > 1 else 1.0  # padding
     bias, scale, first = attention.size_bias(sizes if biased else None, q.dtype), dim**-0.5, min(first, tokens - 1)
-    out, sums = native.summed_attention(q, k, v, bias, scale, first)
+    out, sums = torch.ops.ttf.summed_attention(q, k, v, bias, scale, first)
     exact = (q.double() * scale) @ k.double().transpose(-2, -1)
     if bias is not None:
         exact = exact + bias.double()
@@ -94,33 +94,34 @@ def test_transform_keeps_the_contract(
     view = _view(seed, batch, tokens, channels, prefix, sized)
     keep = min(tokens, prefix + max(1, int(ratio * (tokens - prefix))))
     method = TokenTransform(isolate=isolate, gate=gate, selection=selection, tau=tau)
-    fast, exact = method.reduce(view, keep), _exactly(method, view, keep)
-    assert isinstance(fast, AnsweredReduction)
+    (y, fast), exact = method(view, keep), _exactly(method, view, keep)
+    assert isinstance(fast, TransformReduction)
     assert isinstance(exact, DenseReduction)
     assert exact.assignment.dtype == torch.float64
     assert torch.equal(fast.kept, exact.kept)
     error = 3e-7 * (4 + tau)
-    assert float((fast.assignment - exact.assignment).abs().max()) <= error
+    assert float((fast.dense().assignment - exact.assignment).abs().max()) <= error
     assert bool(((fast.sizes - exact.sizes).abs() <= error * exact.sizes + 1e-3 * error).all())
     answer = exact.down(view.x.double())
-    assert float((fast.down(view.x) - answer).abs().max()) <= error * float(answer.abs().max())
+    assert float((y - answer).abs().max()) <= error * float(answer.abs().max())
     other, short = view.x.flip(1), answer.float()  # other tokens than those that were transformed; the way back
     plain = {"atol": error * float(answer.abs().max()), "rtol": 0}
     torch.testing.assert_close(fast.down(other), exact.down(other.double()).float(), **plain)
     torch.testing.assert_close(fast.spread(short), exact.spread(answer).float(), **plain)
 
 
-def test_other_strides_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_strides_give_the_same() -> None:
     view = _view(3, 2, 40, 12, 1, True)
     turned = replace(view, x=view.x.transpose(1, 2).contiguous().transpose(1, 2), scores=view.scores.t().clone().t())
-    one, other = (TokenTransform().reduce(each, 20).down(each.x) for each in (view, turned))
+    one, other = (TokenTransform()(each, 20)[0] for each in (view, turned))
     assert torch.equal(one, other)
     q, k, v = _heads(0, 2, 3, 20, 8, 1.0)
     apart = [each.transpose(2, 3).contiguous().transpose(2, 3) for each in (q, k, v)]
-    for a, b in zip(native.summed_attention(q, k, v, None, 0.3, 0), native.summed_attention(*apart, None, 0.3, 0)):  # noqa: B905
+    one, other = (torch.ops.ttf.summed_attention(*parts, None, 0.3, 0) for parts in ((q, k, v), apart))
+    for a, b in zip(one, other, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
     same = q[:1].expand(2, -1, -1, -1)
-    assert torch.equal(*native.summed_attention(same, same, same, None, 0.3, 0)[1])
+    assert torch.equal(*torch.ops.ttf.summed_attention(same, same, same, None, 0.3, 0)[1])
 
 
 def test_of_equal_scores_the_first_token_is_chosen() -> None:
@@ -136,8 +137,8 @@ def test_two_runs_give_the_same_bits_and_threads_hardly_matter(images: int, sele
 
     def run() -> tuple[Tensor, ...]:
         return (
-            TokenTransform(selection=selection).reduce(view, 700).down(view.x),
-            *native.summed_attention(*heads, None, 0.25, 0),
+            TokenTransform(selection=selection)(view, 700)[0],
+            *torch.ops.ttf.summed_attention(*heads, None, 0.25, 0),
         )
 
     alone = run()
@@ -152,61 +153,62 @@ def test_two_runs_give_the_same_bits_and_threads_hardly_matter(images: int, sele
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("switch", ["0", "1"])
-def test_no_layer_keeps_its_tokens(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TTF_NATIVE", switch)
-    monkeypatch.setattr(fused, "MANY", 1)  # without the compiled operator: in blocks
+@pytest.mark.parametrize("name", ["auto", "plain"])
+def test_no_layer_keeps_its_tokens(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain, "MANY", 1)  # without the compiled operator: in blocks
     view = _view(0, 2, 40, 6, 1, True)
-    reduction = TokenTransform().reduce(view, 20)
-    assert isinstance(reduction, AnsweredReduction if switch == "1" else FusedReduction)
-    y, tokens = reduction.down(view.x), weakref.ref(reduction.answer)
-    settled = reduction.settled()
-    torch.testing.assert_close(settled.matrix(), reduction.matrix())
-    torch.testing.assert_close(settled.down(view.x), y)
-    del reduction, y
+    with backend(name):
+        y, reduction = TokenTransform()(replace(view, x=view.x.clone()), 20)
+    assert isinstance(reduction, TransformReduction)
+    tokens = weakref.ref(reduction.features._base)
+    back = reduction.retained("transpose")
+    torch.testing.assert_close(back.matrix(), reduction.matrix())
+    torch.testing.assert_close(back.spread(y), reduction.spread(y))
+    torch.testing.assert_close(reduction.down(view.x), y, atol=1e-4, rtol=1e-5)
+    del reduction
     assert tokens() is None
 
 
-def test_counts_are_those_of_the_plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_are_those_of_the_plain_operators() -> None:
     view, heads = _view(0, 2, 40, 6, 1, True), _heads(0, 2, 3, 20, 8, 1.0)
     for method in (TokenTransform(), TokenTransform(isolate=False, selection="informative")):
         counts = []
-        for switch in ("0", "1"):
-            monkeypatch.setenv("TTF_NATIVE", switch)
-            with FlopCounterMode(display=False) as counter:
-                method.reduce(view, 20).down(view.x)
+        for name in ("plain", "auto"):
+            with backend(name), FlopCounterMode(display=False) as counter:
+                method(view, 20)
                 attention.summed_attention(*heads, None, 0.3)
             counts.append(counter.get_total_flops())
         assert counts[0] == counts[1] > 0
 
 
-def test_only_inference_in_float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.ones(2, 3)
-    assert native.enabled(x)
-    assert operators_used(x.device) == "compiled operators"
-    assert operators_used(x.device, torch.bfloat16) == "plain operators"
-    assert not native.enabled(x, x.double())
-    assert not native.enabled(x.half())
-    assert not native.enabled(x.to("meta"))
+def test_only_inference_in_float32_on_a_cpu() -> None:
+    cpu, x, reading = torch.device("cpu"), torch.ones(1, 3, 2), plain.Reading(0.5, 150.0, "zero", True)
+    assert runner(cpu, torch.float32, torch.float32) == "compiled"
+    assert runner(cpu, torch.float32, torch.float64) == runner(torch.device("cuda"), torch.float32) == "plain"
+    assert operators_used(cpu) == "compiled operators"
+    assert operators_used(cpu, torch.bfloat16) == "plain operators"
+    assert fused.at_once(reading, x)
+    assert not fused.at_once(reading, x, x.double())
+    assert not fused.at_once(reading, x.half())
+    assert not fused.at_once(reading, x.to("meta"))
     learning = x.clone().requires_grad_()
-    assert not native.enabled(learning)
+    assert not fused.at_once(reading, learning)
     with torch.no_grad():
-        assert native.enabled(learning)
-    monkeypatch.setenv("TTF_NATIVE", "0")
-    assert not native.enabled(x)
-    assert operators_used(x.device) == "plain operators"
+        assert fused.at_once(reading, learning)
+    with backend("plain"):
+        assert not fused.at_once(reading, x)
+        assert operators_used(cpu) == "plain operators"
 
 
 @pytest.mark.parametrize("options", [{}, {"preset": "paper"}, {"feature": "xk"}, {"recover": True}], ids=str)
-def test_a_model_gives_the_same_answer_with_them(options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_gives_the_same_answer_with_them(options: dict[str, object]) -> None:
     from ttf.models.vit_mini import vit_mini
 
     model = vit_mini().eval()
     images, answers = torch.randn(3, 3, *model.patch_embed.img_size), []
     ttf.apply(model, ratio=0.5, **options)
-    for switch in ("0", "1"):
-        monkeypatch.setenv("TTF_NATIVE", switch)
-        with torch.no_grad():
+    for name in ("plain", "auto"):
+        with torch.no_grad(), backend(name):
             answers.append((model(images), ttf.trace(model, images)[0].W))
-    for plain, fast in zip(*answers, strict=True):
-        torch.testing.assert_close(fast, plain, atol=2e-4, rtol=0)
+    for expected, fast in zip(*answers, strict=True):
+        torch.testing.assert_close(fast, expected, atol=2e-4, rtol=0)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ttf.methods import LayerView, TokenTransform, build
 from ttf.ops import transform
+from ttf.ops.fused import TransformReduction
 from ttf.ops.recovery import nearest_token
 from ttf.ops.reduction import DenseReduction
 
@@ -37,7 +38,8 @@ class Case:
     keep: int
 
     def reduce(self) -> DenseReduction:
-        return self.method.reduce(self.view, self.keep)
+        reduction = self.method.reduce(self.view, self.keep)
+        return reduction.dense() if isinstance(reduction, TransformReduction) else reduction
 
     @property
     def mass(self) -> Tensor:

@@ -37,10 +37,14 @@ def test_operators_import_torch_alone():
     for file in (ROOT / "ttf" / "ops").rglob("*.py"):
         imports = re.findall(r"^\s*(?:from|import) (\S+)", file.read_text(), re.M)
         kernels = ("triton", "importlib", "os", "contextlib") if file.parent.name == "kernels" else ()
-        builds = ["os", "warnings", "functools", "hashlib", "shutil", "subprocess", "tempfile", "pathlib"]
+        builds = ["os", "warnings", "functools", "hashlib", "shutil", "stat", "subprocess", "tempfile", "pathlib"]
         native = builds if file.parent.name == "native" else ()
         allowed = ("torch", "ttf.ops", *standard, *kernels, *native)
         assert not [name for name in imports if not name.startswith(allowed)], file
+
+
+def test_no_library_code_imports_mocks():
+    assert not [file for file in (ROOT / "ttf").rglob("*.py") if "unittest" in file.read_text()]
 
 
 @pytest.mark.parametrize("experiment", sorted((ROOT / "configs" / "experiment").glob("*/*.yaml")), ids=lambda f: f.stem)

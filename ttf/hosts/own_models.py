@@ -1,72 +1,72 @@
-"""The classifiers of ``ttf.models``: LV-ViT, T2T-ViT, PS-ViT.
-
-Their blocks are timm's, so attention and feed-forward are those of ``ttf.hosts.timm_vit``.
-"""
+"""The classifiers of ``ttf.models``: LV-ViT, T2T-ViT, PS-ViT. Their blocks are timm's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
-from torch import Tensor, nn
+from timm.layers import Attention
+from torch import nn
 
-from ttf.hosts import Host
-from ttf.hosts.timm_vit import TIMM_VIT
+from ttf.core.exchange import own_class
+from ttf.core.host import Exit, Host
+from ttf.hosts.timm_vit import BLOCKS, TIMM, TimmBlocks, check_blocks
 from ttf.models.lv_vit import LVViT
 from ttf.models.ps_vit import PSViT
 from ttf.models.trunk import ClassTokenModel
 
 
-class CompressedLVViT(LVViT):
-    """The class of an ``LVViT`` while it is compressed: tokens that only pad an image have no say in its logits."""
+class OwnClassifier(TimmBlocks):
+    """A ``ClassTokenModel`` whose head reads the class token."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        stack: Any = self.blocks
-        if stack.plan.recovery or not stack.plan.method.adaptive:
-            return super().forward(images)
-        state = stack.run(self.embed(images))
-        padding = None if state.sizes is None else state.sizes[:, self.num_prefix_tokens :] == 0
-        return self.forward_head(self.norm(state.x), padding)
+    def check(self, model: Any) -> None:
+        """Raise ``ValueError`` where a block is not timm's."""
+        check_blocks(model, model.get_submodule(self.container), BLOCKS, (Attention,))
 
+    def reads_class_token(self, model: Any) -> bool:
+        """It does."""
+        return True
 
-def _enter(model: nn.Module) -> None:
-    if type(model) is LVViT:  # a subclass keeps what it has: there the stack alone compresses
-        cast(Any, model).__class__ = CompressedLVViT
+    def grid(self, model: Any, size: tuple[int, int]) -> tuple[int, int]:
+        """See ``ClassTokenModel.grid``."""
+        return model.grid(size)
 
+    def input_size(self, model: Any) -> tuple[int, int] | None:
+        """The only size that the model takes."""
+        return model.img_size, model.img_size
 
-def _leave(model: nn.Module) -> None:
-    if type(model) is CompressedLVViT:
-        cast(Any, model).__class__ = LVViT
-
-
-def _nothing(model: nn.Module) -> None:
-    pass
-
-
-def _grid(model: Any, size: Sequence[int]) -> tuple[int, int]:
-    return model.grid(size)
+    def knows_forward(self, model: Any) -> bool:
+        """Whether the forward is this project's."""
+        own = own_class(model)
+        return all(getattr(own, name).__module__.startswith(TIMM) for name in ("forward", "forward_features"))
 
 
-def _reads_class_token(model: nn.Module) -> bool:
-    return not isinstance(model, LVViT)  # whose auxiliary head reads the patch tokens
+class LVViTHost(OwnClassifier):
+    """LV-ViT, whose auxiliary head takes the largest logit over the patch tokens."""
+
+    def reads_class_token(self, model: Any) -> bool:
+        """The patch tokens vote, too."""
+        return False
+
+    def exits(self, model: Any) -> tuple[Exit, ...]:
+        """Tokens that only pad an image have no say in a maximum."""
+        return (Exit("norm", "max"),)
 
 
-OWN = replace(TIMM_VIT, grid=_grid, reads_class_token=_reads_class_token, enter=_nothing, leave=_nothing)
-LV_VIT = replace(OWN, enter=_enter, leave=_leave)
+class PSViTHost(OwnClassifier):
+    """PS-ViT, whose sampling layers are counted as blocks and always stay whole."""
 
+    def __init__(self, sampling: int) -> None:
+        self.container, self.first = PSViT.container, sampling
 
-def after_sampling(first: int, depth: int) -> tuple[int, ...]:
-    """Default places of PS-ViT: the first layer with a class token, a fifth and half of the way on; 4, 6, 9 of 14."""
-    rest = depth - first
-    return tuple(sorted({first, first + rest // 5, first + rest // 2}))
+    def default_blocks(self, depth: int) -> tuple[int, ...]:
+        """The first layer with a class token, a fifth and half of the way on; 4, 6, 9 of 14."""
+        rest = depth - self.first
+        return tuple(sorted({self.first, self.first + rest // 5, self.first + rest // 2}))
 
 
 def host(model: nn.Module) -> Host:
     """The host of a ``ClassTokenModel``."""
     assert isinstance(model, ClassTokenModel)
     if isinstance(model, PSViT):
-        first = len(model.ps_layers)
-        return replace(OWN, container=model.container, first=first, blocks=partial(after_sampling, first))
-    return LV_VIT if isinstance(model, LVViT) else OWN
+        return PSViTHost(len(model.ps_layers))
+    return LVViTHost() if isinstance(model, LVViT) else OwnClassifier()

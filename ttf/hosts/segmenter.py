@@ -1,34 +1,74 @@
-"""Segmenter: its encoder is compressed, and dense again before its decoder or after it.
+"""Segmenter: its encoder is compressed, and dense again before its decoder or after it. Its blocks are timm's.
 
-The blocks are timm's, so attention and feed-forward are those of ``ttf.hosts.timm_vit``.
 Shapes: B batch, N patch tokens, M transformed tokens, P prefix tokens, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
+from timm.layers import Attention
 from torch import Tensor, nn
 
-from ttf.hosts import Host
-from ttf.hosts.timm_vit import TIMM_VIT
+from ttf.core.compressed import CompressedAttention, CompressedBlock
+from ttf.core.exchange import Exchanged, own_class
+from ttf.core.host import Exit, Host
+from ttf.core.plan import Place
+from ttf.core.tokens import Tokens
+from ttf.hosts.timm_vit import BLOCKS, TimmBlocks, check_blocks
 from ttf.models.segmenter import Segmenter, as_map
-from ttf.ops.attention import Wanted
-from ttf.stack import State
+from ttf.ops.reduction import Recovery
 
 PLACES = ("backbone", "masks")
 PREFIX = 1
-NOTHING = Wanted()
 
 
-@dataclass(frozen=True)
-class DenseHost(Host):
+class CompressedEncoder(Exchanged):
+    """The encoder, whose tokens carry the grid of the images from the start."""
+
+    ttf_place: Place
+
+    def embed(self: Any, images: Tensor) -> Tokens:
+        """As the model's own."""
+        rows, columns = (side // self.patch for side in images.shape[-2:])
+        recovery = self.ttf_place.plan.recovery
+        return Tokens(super().embed(images), grid=(rows, columns), recovery=recovery)
+
+
+class CompressedSegmenter(Exchanged):
+    """The model, where the decoder runs on the short sequence and its mask logits come back."""
+
+    ttf_place: Place
+
+    def forward_features(self: Any, images: Tensor) -> Tensor:
+        """As the model's own, (B, 1 + N, C): recovered tokens."""
+        tokens = super().forward_features(images)
+        return tokens if isinstance(tokens, Tensor) else self.encoder.norm(tokens.dense())
+
+    def forward_masks(self: Any, images: Tensor) -> Tensor:
+        """As the model's own, (B, K, rows, columns)."""
+        tokens, grid = self.encoder(images), self.grid(images.shape[-2:])
+        sizes = tokens.sizes if self.ttf_place.plan.method.scaling else None
+        short = self._decode(self.encoder.norm(tokens.x), sizes)
+        if tokens.chain:  # reductions count the class token
+            behind = torch.cat((short.new_zeros(len(short), PREFIX, self.num_classes), short), dim=1)
+            short = tokens._replace(x=behind).dense()[:, PREFIX:]
+        return as_map(short, grid)
+
+    def _decode(self: Any, tokens: Tensor, sizes: Tensor | None) -> Tensor:
+        """Mask logits (B, M, K) of normed tokens (B, 1 + M, C), to which the decoder's attention adds log s (Eq. 7)."""
+        decoder, x = self.decoder, self.decoder.embed(tokens[:, PREFIX:])
+        if sizes is not None:
+            sizes = torch.cat((sizes[:, PREFIX:], sizes.new_ones(len(sizes), self.num_classes)), dim=1)
+        out = decoder.blocks(x if sizes is None else Tokens(x, sizes))
+        return decoder.compare(out if isinstance(out, Tensor) else out.x)
+
+
+class SegmenterHost(TimmBlocks):
     """A host whose head reads every patch, so that tokens come back even where the plan does not ask for it.
 
-    Attributes:
+    Args:
         recover_at: "backbone": tokens come back at the end of the encoder, and the decoder runs on all of them.
             "masks": the decoder runs on the transformed tokens, and their mask logits come back (Hourglass's place).
 
@@ -36,11 +76,45 @@ class DenseHost(Host):
         ValueError: another place.
     """
 
-    recover_at: str = "backbone"
+    container = "encoder.blocks"
+    places: tuple[str, ...] = PLACES
+    recovery: Recovery | None = "nearest"
 
-    def __post_init__(self) -> None:
-        if self.recover_at not in PLACES:
-            raise ValueError(f"recover_at must be one of {', '.join(PLACES)}, got {self.recover_at!r}")
+    def __init__(self, recover_at: str = "backbone") -> None:
+        if recover_at not in PLACES:
+            raise ValueError(f"recover_at must be one of {', '.join(PLACES)}, got {recover_at!r}")
+        self.recover_at = recover_at
+        if recover_at == "masks":
+            self.mixin = CompressedSegmenter
+
+    def check(self, model: Any) -> None:
+        """Raise ``ValueError`` for a subclass, whose own forward would be lost."""
+        if own_class(model) is not Segmenter:
+            raise ValueError(f"{type(model).__name__} is a subclass of Segmenter: ttf can enter a plain Segmenter only")
+        check_blocks(model, [*model.encoder.blocks, *model.decoder.blocks], BLOCKS, (Attention,))
+
+    def prefix(self, model: Any) -> int:
+        """A class token."""
+        return PREFIX
+
+    def default_blocks(self, depth: int) -> tuple[int, ...]:
+        """See ``dense_blocks``."""
+        return dense_blocks(depth)
+
+    def grid(self, model: Any, size: tuple[int, int]) -> tuple[int, int]:
+        """See ``Segmenter.grid``."""
+        return model.grid(size)
+
+    def exits(self, model: Any) -> tuple[Exit, ...]:
+        """The encoder's norm, which the tokens pass on their way to the decoder where they stay short."""
+        return (Exit("encoder.norm", "chain" if self.recover_at == "masks" else "short"),)
+
+    def others(self, model: Any) -> list[tuple[nn.Module, type]]:
+        """The encoder, and the blocks of the decoder where it runs on the short sequence."""
+        if self.recover_at == "backbone":
+            return [(model.encoder, CompressedEncoder)]
+        inside = [part for b in model.decoder.blocks for part in ((b, CompressedBlock), (b.attn, CompressedAttention))]
+        return [(model.encoder, CompressedEncoder), *inside]
 
 
 def dense_blocks(depth: int) -> tuple[int, ...]:
@@ -48,76 +122,6 @@ def dense_blocks(depth: int) -> tuple[int, ...]:
     return tuple(sorted({depth // 3 + i * (depth // 4) for i in range(3)}))
 
 
-class CompressedSegmenter(Segmenter):
-    """The class of a ``Segmenter`` while it is compressed."""
-
-    def _run(self, images: Tensor) -> State:
-        stack: Any = self.encoder.blocks
-        recovery = stack.plan.recovery or "nearest"
-        return stack.run(self.encoder.embed(images), recovery=recovery, grid=self.grid(images.shape[-2:]))
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """As the model's own, (B, 1 + N, C): recovered tokens."""
-        return self.encoder.norm(self._run(images).dense())
-
-    def forward_masks(self, images: Tensor) -> Tensor:
-        """As the model's own, (B, K, rows, columns)."""
-        stack: Any = self.encoder.blocks
-        if stack.plan.host.recover_at == "backbone":
-            return super().forward_masks(images)
-        state = self._run(images)
-        short = self._decode(self.encoder.norm(state.x), state.sizes if stack.plan.method.scaling else None)
-        if state.chain:  # reductions count the class token
-            behind = torch.cat((short.new_zeros(len(short), PREFIX, self.num_classes), short), dim=1)
-            short = state._replace(x=behind).dense()[:, PREFIX:]
-        return as_map(short, self.grid(images.shape[-2:]))
-
-    def _decode(self, tokens: Tensor, sizes: Tensor | None) -> Tensor:
-        """Mask logits (B, M, K) of normed tokens (B, 1 + M, C), to which the decoder's attention adds log s (Eq. 7)."""
-        decoder = self.decoder
-        x = decoder.embed(tokens[:, PREFIX:])
-        if sizes is None:
-            return decoder.compare(decoder.blocks(x))
-        sizes = torch.cat((sizes[:, PREFIX:], sizes.new_ones(len(sizes), self.num_classes)), dim=1)
-        for block in decoder.blocks:
-            x = TIMM_VIT.feed_forward(block, TIMM_VIT.attend(block, x, sizes, NOTHING, 0).x)
-        return decoder.compare(x)
-
-
-def _enter(model: nn.Module) -> None:
-    cast(Any, model).__class__ = CompressedSegmenter
-
-
-def _leave(model: nn.Module) -> None:
-    cast(Any, model).__class__ = Segmenter
-
-
-def _grid(model: Any, size: Sequence[int]) -> tuple[int, int]:
-    return model.grid(size)
-
-
-def _prefix(_: nn.Module) -> int:
-    return PREFIX
-
-
-def _reads_class_token(_: nn.Module) -> bool:
-    return False
-
-
-def host(model: nn.Module, recover_at: str = "backbone") -> Host:
-    """The host of a ``Segmenter``.
-
-    Args:
-        model: the model.
-        recover_at: see ``DenseHost``.
-
-    Raises:
-        ValueError: a subclass, whose own forward would be lost; another place.
-    """
-    if type(model) not in (Segmenter, CompressedSegmenter):
-        raise ValueError(f"{type(model).__name__} is a subclass of Segmenter: ttf can enter a plain Segmenter only")
-    return DenseHost(
-        attend=TIMM_VIT.attend, feed_forward=TIMM_VIT.feed_forward, branches=TIMM_VIT.branches, prefix=_prefix,
-        blocks=dense_blocks, reads_class_token=_reads_class_token, grid=_grid, enter=_enter, leave=_leave,
-        container="encoder.blocks", recover_at=recover_at,
-    )  # fmt: skip
+def host(model: nn.Module) -> Host:
+    """The host of a ``Segmenter``."""
+    return SegmenterHost()

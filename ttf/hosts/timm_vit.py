@@ -5,275 +5,228 @@ Shapes: B batch, N tokens, C channels, H heads, D head dimension, P prefix token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
-import torch
 from timm.layers import Attention, AttentionPoolLatent
 from timm.models import vision_transformer as vit
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
-from ttf.hosts import Branch, Host
+from ttf.core.attention import attended_heads
+from ttf.core.compressed import PassThrough
+from ttf.core.entry import enter_exits, twin
+from ttf.core.exchange import Exchanged, own_class
+from ttf.core.host import Attended, Branch, Call, Exit, Host, Leave, Request, ask
+from ttf.core.plan import Place
+from ttf.core.tokens import Tokens, as_tokens
 from ttf.methods.base import LayerView
-from ttf.ops.attention import (
-    Wanted,
-    class_row,
-    column_sums,
-    fused_attention,
-    mapped_attention,
-    side_by_side,
-    size_bias,
-    summed_attention,
-)
-from ttf.schedule import thirds
-from ttf.stack import CompressedStack, State, shallow_twin
+from ttf.ops.attention import side_by_side, size_bias
 
 BLOCKS = (vit.Block, vit.ResPostBlock)
+TIMM = ("timm.", "ttf.")
+POOLS: dict[str, Leave] = {"avg": "mean", "max": "max", "avgmax": "tokens"}  # others read single tokens, or all
 
 
-def _qkv(attn: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of a timm attention layer, (B, H, N, D) each."""
     batch, tokens, _ = x.shape
     q, k, v = attn.qkv(x).reshape(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
     return attn.q_norm(q), attn.k_norm(k), v
 
 
-def _project(attn: Attention, x: Tensor, heads: Tensor) -> Tensor:
-    """What a timm attention layer does after its softmax: heads (B, H, N, D) to (B, N, C)."""
-    out = side_by_side(heads)
+def project(attn: Any, x: Tensor, out: Tensor) -> Tensor:
+    """What a timm attention layer with input x does after its softmax: heads (B, N, H * D) to (B, N, C)."""
     out = attn.norm(out) if hasattr(attn, "norm") else out
     gate = getattr(attn, "gate", None)
     out = out if gate is None else out * gate(x).sigmoid()
     return attn.proj_drop(attn.proj(out))
 
 
-def _attention(attn: Any, x: Tensor, sizes: Tensor | None, wanted: Wanted, prefix: int) -> LayerView:
-    """The attention branch, without its residual, as the tokens of a view."""
-    q, k, v = _qkv(attn, x)
-    bias, dropout = size_bias(sizes, q.dtype), attn.attn_drop.p if attn.training else 0.0
-    scores = attention = None
-    if wanted.attention:
-        heads, attention = mapped_attention(q, k, v, bias, attn.scale, dropout)
-        scores = column_sums(attention, wanted.score_rows, prefix) if wanted.score_rows else None
-    elif wanted.score_rows in ("all", "patch"):
-        heads, scores = summed_attention(q, k, v, bias, attn.scale, dropout, wanted.score_rows, prefix)
-    else:
-        heads = fused_attention(q, k, v, bias, attn.scale, dropout)
-        scores = class_row(q, k, bias, attn.scale) if wanted.score_rows == "class" else None
-    return LayerView(
-        _project(attn, x, heads), prefix, scores=scores,
-        keys=k.mean(dim=1) if wanted.keys else None,
-        attention=attention if wanted.attention else None,
-        value_norms=side_by_side(v).float().norm(dim=-1) if wanted.value_norms else None,
-        class_query=side_by_side(q)[:, 0] if wanted.projections else None,
-        flat_keys=side_by_side(k) if wanted.projections else None,
-    )  # fmt: skip
-
-
-def _attend(block: Any, x: Tensor, sizes: Tensor | None, wanted: Wanted, prefix: int) -> LayerView:
-    if isinstance(block, vit.ResPostBlock):
-        branch = _attention(block.attn, x, sizes, wanted, prefix)
-        out = block.norm1(branch.x)
-    else:
-        branch = _attention(block.attn, block.norm1(x), sizes, wanted, prefix)
-        out = block.ls1(branch.x)
-    x = x + block.drop_path1(out)
-    return replace(branch, x=x, normed=block.norm2(x) if wanted.normed else None)
-
-
-def _feed_forward(block: Any, x: Tensor) -> Tensor:
-    if isinstance(block, vit.ResPostBlock):
-        return x + block.drop_path2(block.norm2(block.mlp(x)))
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-
-
-def _branches(block: Any) -> tuple[Branch, Branch]:
-    if isinstance(block, vit.ResPostBlock):
-        return (
-            (nn.Identity(), lambda x: block.drop_path1(block.norm1(block.attn(x)))),
-            (nn.Identity(), lambda x: block.drop_path2(block.norm2(block.mlp(x)))),
-        )
-    return (
-        (block.norm1, lambda x: block.drop_path1(block.ls1(block.attn(x)))),
-        (block.norm2, lambda x: block.drop_path2(block.ls2(block.mlp(x)))),
-    )
-
-
-class _Replay:
-    """Stands in for ``model.blocks`` during one dense forward: hands out recovered tokens, block by block."""
-
-    def __init__(self, outputs: list[Tensor]) -> None:
-        self.outputs = outputs
-
-    def __iter__(self):
-        return (lambda x, out=out: out for out in self.outputs)
-
-    def __len__(self) -> int:
-        return len(self.outputs)
-
-    def __getitem__(self, chosen: slice) -> _Replay:
-        return _Replay(self.outputs[chosen])
-
-
-def _embed(model: Any, x: Tensor) -> Tensor:
-    return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
-
-
-def _run(model: Any, x: Tensor) -> State:
-    checkpointed = model.grad_checkpointing and model.training
-    return model.blocks.run(_embed(model, x), checkpointed=checkpointed, grid=_grid(model, x.shape[-2:]))
-
-
-def _refuse_masks(attn_mask: Tensor | None, is_causal: bool) -> None:
-    if attn_mask is not None or is_causal:
+def refuse_masks(call: Call) -> None:
+    """Raise ``ValueError`` where a block is called with a mask of its tokens."""
+    if call.get("attn_mask") is not None or call.get("is_causal"):
         raise ValueError("a compressed model takes no attention mask: its tokens are no longer those of the mask")
 
 
-def _forward_features(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    """Tokens (B, M, C) after the last norm, (B, N, C) where the plan recovers.
+class TimmBlocks(Host):
+    """Hosts that are built of timm's ``Block`` or ``ResPostBlock``."""
 
-    In a model that pools by the plain mean, tokens carry their weight s_i / mean(s) already, so that timm's own mean
-    over them is the size-weighted mean.
-    """
-    _refuse_masks(attn_mask, is_causal)
-    state = _run(self, x)
-    if self.blocks.plan.recovery:
-        return self.norm(state.dense())
-    tokens = self.norm(state.x)
-    if state.sizes is None or self.attn_pool is not None or self.global_pool != "avg":
-        return tokens
-    return tokens * _mean_weights(self, state.sizes).to(tokens.dtype)
+    positional: tuple[str, ...] = ("attn_mask", "is_causal")
+    merges_inside = True
 
+    def arguments(self, call: Call, places: Tensor | None) -> Call:
+        """None: without masks, a block has no arguments."""
+        refuse_masks(call)
+        return {}
 
-def _forward(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    """As the model's own; an attention pool sees the sizes as log s."""
-    if not isinstance(self.attn_pool, AttentionPoolLatent) or self.blocks.plan.recovery:
-        return self.forward_head(self.forward_features(x, attn_mask, is_causal))
-    _refuse_masks(attn_mask, is_causal)
-    state = _run(self, x)
-    first = _first_pooled(self)
-    sizes = None if state.sizes is None else state.sizes[:, first:]
-    tokens = self.norm(state.x)[:, first:]
-    pooled = self.attn_pool(tokens, attn_mask=size_bias(sizes, tokens.dtype))
-    return self.head(self.head_drop(self.fc_norm(pooled)))
+    def attended(self, attention: Any, x: Tensor, request: Request, call: Call) -> Attended:
+        """See ``Host.attended``; by the queries, keys and values of ``Attention``."""
+        dropout = attention.attn_drop.p if attention.training else 0.0
+        return attended_heads(
+            *_qkv(attention, x), attention.scale, request, lambda out: project(attention, x, out), dropout
+        )
 
+    def attend(self, block: Any, x: Tensor, request: Request, call: Call) -> LayerView:
+        """x + ls1(attn(norm1(x))), or x + norm1(attn(x)) where norms come last."""
+        if isinstance(block, vit.ResPostBlock):
+            attended = ask(block.attn, x, request, call)
+            out = block.norm1(attended.x)
+        else:
+            attended = ask(block.attn, block.norm1(x), request, call)
+            out = block.ls1(attended.x)
+        x = x + block.drop_path1(out)
+        return attended.view(x, request.prefix, block.norm2(x) if request.wanted.normed else None)
 
-def _forward_intermediates(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """timm's own, every tap recovered to the grid of the image (Eq. 10)."""
-    _refuse_masks(kwargs.get("attn_mask"), kwargs.get("is_causal", False))
-    outputs: list[Tensor] = []
-    recovery = self.blocks.plan.recovery or "nearest"
-    self.blocks.run(
-        _embed(self, x), recovery=recovery, grid=_grid(self, x.shape[-2:]),
-        after=lambda _, state: outputs.append(state.dense()),
-    )  # fmt: skip
-    shadow = shallow_twin(self)
-    del shadow._modules["blocks"]
-    shadow.__dict__["blocks"] = _Replay(outputs)
-    return vit.VisionTransformer.forward_intermediates(shadow, x, *args, **kwargs)
+    def feed_forward(self, block: Any, x: Tensor) -> Tensor:
+        """x + ls2(mlp(norm2(x))), or x + norm2(mlp(x))."""
+        if isinstance(block, vit.ResPostBlock):
+            return x + block.drop_path2(block.norm2(block.mlp(x)))
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
-
-OVERLAYS = {
-    "forward_features": _forward_features,
-    "forward": _forward,
-    "forward_intermediates": _forward_intermediates,
-}
+    def branches(self, block: Any, call: Call) -> tuple[Branch, Branch]:
+        """Attention and feed-forward without their residuals."""
+        if isinstance(block, vit.ResPostBlock):
+            return (
+                (nn.Identity(), lambda x: block.drop_path1(block.norm1(block.attn(x)))),
+                (nn.Identity(), lambda x: block.drop_path2(block.norm2(block.mlp(x)))),
+            )
+        return (
+            (block.norm1, lambda x: block.drop_path1(block.ls1(block.attn(x)))),
+            (block.norm2, lambda x: block.drop_path2(block.ls2(block.mlp(x)))),
+        )
 
 
-class CompressedViT:
-    """Mixed into the class of a compressed model, with those of ``OVERLAYS`` that its own class inherits from timm.
-
-    They do what the stack cannot do alone: sizes that weight the average pool, attention pools that see sizes,
-    gradient checkpointing, and dense tokens at the taps of ``forward_intermediates``.
-    """
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _blank, (_own_class(self),), self.__getstate__()
-
-
-def _first_pooled(model: Any) -> int:
-    """The first token that the model's pool sees."""
-    return 0 if getattr(model, "pool_include_prefix", False) else model.num_prefix_tokens
+def check_blocks(model: Any, blocks: Any, kinds: tuple[type, ...], attentions: tuple[type, ...]) -> None:
+    """Raise ``ValueError`` unless all blocks and their attention layers are of the given classes."""
+    for block in blocks:
+        inner = getattr(block, "attn", None)
+        if own_class(block) not in kinds or inner is None or own_class(inner) not in attentions:
+            known = ", ".join(kind.__name__ for kind in kinds)
+            with_ = "" if inner is None else f" with {own_class(inner).__name__}"
+            raise ValueError(
+                f"{type(model).__name__} is built of {own_class(block).__name__}{with_}. "
+                f"Supported are timm's blocks {known} with {attentions[0].__name__}"
+            )
 
 
-def _mean_weights(model: Any, sizes: Tensor) -> Tensor:
-    """s_i / mean(s) over the pooled tokens, (B, M, 1); 1 for tokens that are not pooled."""
-    first = _first_pooled(model)
-    pooled = sizes[:, first:]
-    weights = pooled / pooled.mean(dim=1, keepdim=True)
-    return torch.cat((torch.ones_like(sizes[:, :first]), weights), dim=1).unsqueeze(-1)
+class CompressedPool(Exchanged):
+    """timm's attention pools over ``Tokens``: they see the sizes as log s (Eq. 7)."""
+
+    ttf_place: Place
+
+    def forward(self: Any, x: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if isinstance(x, Tensor):
+            return super().forward(x, *args, **kwargs)
+        tokens = as_tokens(x, type(self).__name__)
+        bias = size_bias(tokens.sizes, tokens.x.dtype)
+        if isinstance(self, AttentionPoolLatent):
+            return super().forward(tokens.x, attn_mask=bias)
+        return _refined(self, tokens, bias)
 
 
-@cache
-def _compressed_class(own: Any) -> Any:
-    inherited = [name for name in OVERLAYS if getattr(own, name) is getattr(vit.VisionTransformer, name)]
-    if "forward_features" not in inherited:  # a forward of its own: the stack alone compresses it
-        inherited = []
-    overlays = {name: OVERLAYS[name] for name in inherited}
-    return type(f"Compressed{own.__name__}", (CompressedViT, own), {"__module__": __name__, **overlays})
+def _refined(pool: Any, tokens: Tokens, bias: Tensor | None) -> Tensor:
+    """``AttentionPoolPrr`` with sizes: attention of the tokens to themselves, then the first one or the mean."""
+    heads = pool.pre_norm(tokens.x).unflatten(2, (pool.num_heads, pool.head_dim)).transpose(1, 2)
+    out = pool.post_norm(side_by_side(F.scaled_dot_product_attention(heads, heads, heads, attn_mask=bias)))
+    return out[:, 0] if pool.pool == "token" else tokens._replace(x=out).mean(1) if pool.pool == "avg" else out
 
 
-def _own_class(model: Any) -> Any:
-    return type(model).__mro__[2]
+class CompressedViT(Exchanged):
+    """What blocks and exits cannot do: dense taps, the grid of images of any size, a pool that is changed."""
+
+    ttf_place: Place
+
+    def forward_intermediates(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """timm's own, every tap recovered to the grid of the image (Eq. 10)."""
+        dense: Any = twin(self, lambda plan: replace(plan, recovery=plan.recovery or "nearest"))
+        out = super(CompressedViT, dense).forward_intermediates(x, *args, **kwargs)
+        return tree_map(lambda y: y.dense() if isinstance(y, Tokens) else y, out, is_leaf=_is_tokens)
+
+    def _pos_embed(self: Any, x: Tensor) -> Any:
+        grid = (x.shape[1], x.shape[2]) if x.ndim == 4 else None  # of images of any size: (B, rows, columns, C)
+        embedded, recovery = super()._pos_embed(x), self.ttf_place.plan.recovery
+        if grid is None:
+            return embedded
+        if isinstance(embedded, Tensor):
+            return Tokens(embedded, grid=grid, recovery=recovery)
+        return Tokens(embedded[0], grid=grid, recovery=recovery), *embedded[1:]
+
+    def reset_classifier(self: Any, *args: Any, **kwargs: Any) -> None:
+        """timm's own; the exits follow the new pool."""
+        super().reset_classifier(*args, **kwargs)
+        enter_exits(self, self.ttf_place)
 
 
-def _blank(own: Any) -> nn.Module:
-    return object.__new__(_compressed_class(own))
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, Tokens)
 
 
-def _enter(model: nn.Module) -> None:
-    if not isinstance(model, CompressedViT):
-        own: Any = type(model)
-        model.__class__ = _compressed_class(own)
+class TimmViT(TimmBlocks):
+    """timm's ``VisionTransformer`` and its subclasses."""
+
+    mixin = CompressedViT
+
+    def check(self, model: Any) -> None:
+        """Raise ``ValueError`` for a Vision Transformer whose parts are not among those known here."""
+        name = type(model).__name__
+        if not isinstance(model.blocks, nn.Sequential | nn.ModuleList):
+            raise ValueError(f"{name}.blocks is no nn.Sequential and no nn.ModuleList: ttf cannot enter it")
+        check_blocks(model, model.blocks, BLOCKS, (Attention,))
+        check_exits(model)
+
+    def class_token(self, model: Any) -> bool:
+        """Whether there is one: registers alone are none."""
+        return model.cls_token is not None
+
+    def reads_class_token(self, model: Any) -> bool:
+        """Whether the model pools by the class token (and distillation token) alone."""
+        return self.class_token(model) and model.global_pool == "token" and model.attn_pool is None
+
+    def grid(self, model: Any, size: tuple[int, int]) -> tuple[int, int]:
+        """See ``Host.grid``."""
+        return model.patch_embed.dynamic_feat_size(tuple(size))
+
+    def input_size(self, model: Any) -> tuple[int, int] | None:
+        """Of the position table."""
+        return model.patch_embed.img_size
+
+    def exits(self, model: Any) -> tuple[Exit, ...]:
+        """The last norm, and an attention pool, which sees the sizes."""
+        if model.attn_pool is not None:
+            return (Exit("norm", "tokens"), Exit("attn_pool"))
+        first = 0 if getattr(model, "pool_include_prefix", False) else model.num_prefix_tokens
+        return (Exit("norm", POOLS.get(model.global_pool, "short"), first),)
+
+    def exit_class(self, path: str) -> type | None:
+        """Attention pools take ``Tokens`` as they are."""
+        return CompressedPool if path == "attn_pool" else None
+
+    def others(self, model: Any) -> list[tuple[nn.Module, type]]:
+        """What lies between embedding and blocks of a model that takes images of any size."""
+        between = (getattr(model, "patch_drop", None), getattr(model, "norm_pre", None))
+        if not getattr(model, "dynamic_img_size", False):
+            return []
+        return [(module, PassThrough) for module in between if module is not None]
+
+    def knows_forward(self, model: Any) -> bool:
+        """Whether timm's own forward runs."""
+        own = own_class(model)
+        return all(getattr(own, name).__module__.startswith(TIMM) for name in ("forward", "forward_features"))
 
 
-def _leave(model: nn.Module) -> None:
-    if isinstance(model, CompressedViT):
-        model.__class__ = _own_class(model)
-
-
-def _grid(model: Any, size: Sequence[int]) -> tuple[int, int]:
-    return model.patch_embed.dynamic_feat_size(tuple(size))
-
-
-def _check(model: Any) -> None:
-    """Raise ``ValueError`` for a Vision Transformer whose parts are not among those known here."""
+def check_exits(model: Any) -> None:
+    """Raise ``ValueError`` for a model that has no last norm, or whose pool cannot take a short sequence."""
     name = type(model).__name__
-    if type(model.blocks) is not nn.Sequential and not isinstance(model.blocks, CompressedStack):
-        raise ValueError(f"{name}.blocks is no nn.Sequential: ttf cannot enter it")
-    for block in model.blocks:
-        if type(block) not in BLOCKS or type(block.attn) is not Attention:
-            known = ", ".join(b.__name__ for b in BLOCKS)
-            kind = f"{type(block).__name__} with {type(getattr(block, 'attn', None)).__name__}"
-            raise ValueError(f"{name} is built of {kind}. Supported are timm's blocks {known} with Attention")
+    if not isinstance(getattr(model, "norm", None), nn.Module):
+        raise ValueError(
+            f"{name} has no module `norm` behind its blocks, where ttf's tokens leave: ttf cannot enter it"
+        )
     if isinstance(model.attn_pool, AttentionPoolLatent) and model.attn_pool.pos_embed is not None:
         raise ValueError(f"{name} pools with position embeddings, which a shorter sequence no longer has")
 
 
-def _prefix(model: Any) -> int:
-    return model.num_prefix_tokens
-
-
-def _reads_class_token(model: Any) -> bool:
-    return model.num_prefix_tokens > 0 and model.global_pool == "token" and model.attn_pool is None
-
-
-TIMM_VIT = Host(
-    attend=_attend,
-    feed_forward=_feed_forward,
-    branches=_branches,
-    prefix=_prefix,
-    blocks=thirds,
-    reads_class_token=_reads_class_token,
-    grid=_grid,
-    enter=_enter,
-    leave=_leave,
-)
-
-
 def host(model: nn.Module) -> Host:
-    """The host of a timm ``VisionTransformer``. Raises ``ValueError`` for variants with other blocks."""
-    _check(model)
-    return TIMM_VIT
+    """The host of a timm ``VisionTransformer``."""
+    return TimmViT()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -12,10 +11,11 @@ from typing import Any
 import torch
 from torch.backends import cuda
 
-from ttf.ops import native
+from ttf.ops import runner
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "ttf")
 CODE = ("ttf", "configs", "scripts", "pyproject.toml")  # what numbers depend on; rows themselves do not make it dirty
+RUNNERS = {"compiled": "compiled operators", "triton": "Triton operators", "plain": "plain operators"}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -66,11 +66,8 @@ def attention_backend(device: torch.device) -> str:
 
 
 def operators_used(device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """What runs the operators of reducing layers of an eager model without gradient; others have the plain ones."""
-    if device.type == "cuda" and os.environ.get("TTF_KERNELS") == "1":
-        return "Triton operators"
-    native_here = device.type == "cpu" and dtype == torch.float32 and native.switched_on()
-    return "compiled operators" if native_here else "plain operators"
+    """What runs the operators of reducing layers without a gradient; with one, and in exported code, plain ones do."""
+    return RUNNERS[runner(device, dtype)]
 
 
 def provenance(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, Any]:

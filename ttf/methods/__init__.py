@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, cast
 
+from ttf.checks import check_types
 from ttf.methods.ats import ATS
 from ttf.methods.base import LayerView, Method
 from ttf.methods.diffrate import DiffRate
@@ -59,32 +60,36 @@ def _preset(name: str) -> dict[str, object]:
     return PRESETS[name]
 
 
-def build(method: str | Method, preset: str = "default", **options: Any) -> Method:
+def build(method: str | Method, preset: str | None = None, **options: Any) -> Method:
     """A method from its name and its options.
 
     Args:
         method: a name in ``METHODS``, or a method object (then there are no options).
-        preset: "default" or "paper"; single options take precedence over it.
+        preset: of token_transform alone, "default" or "paper"; single options take precedence over it.
         **options: fields of the method's dataclass.
 
     Raises:
-        ValueError: unknown method, preset or option, or a value out of its range.
+        ValueError: unknown method, preset or option, or a value of a wrong type or out of its range.
     """
     if not isinstance(method, str):
-        if options or preset != "default":
+        if options or preset is not None:
             raise ValueError("options go with a method's name: a method object has its own")
+        check_types(type(method), vars(method))
         return method
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: there are {', '.join(METHODS)}")
     kind = METHODS[method]
     assert is_dataclass(kind)
+    if preset is not None and kind is not TokenTransform:
+        raise ValueError(f"preset is read by token_transform alone, not by {method}: leave it out")
     valid = [field.name for field in fields(kind)]
     unknown = sorted(set(options) - set(valid))
     if unknown:
-        raise ValueError(f"{method} has no option {', '.join(unknown)}: there are {', '.join(valid)}")
+        raise ValueError(f"{method} has no option {', '.join(unknown)}: there are {', '.join(valid) or 'none'}")
+    check_types(kind, options)
     required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
     missing = sorted(set(required) - set(options))
     if missing:
         raise ValueError(f"{method} needs {', '.join(missing)}: trained parameters, see its docstring")
-    start = _preset(preset) if kind is TokenTransform else {}
+    start = _preset(preset) if preset is not None else {}
     return cast(Method, kind(**{**start, **options}))

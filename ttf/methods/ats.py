@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ttf.methods.base import LayerView, Method
 from ttf.ops.attention import Wanted
+from ttf.ops.numerics import has_values
 from ttf.ops.reduction import AssignmentReduction
 from ttf.ops.scores import value_weighted_scores
 
@@ -86,7 +87,7 @@ class ATS(Method):
             ``keep`` itself. From the second reduction on, a share of the tokens is one of the longest image's: with a
             number here no image depends on the others of its batch.
         trim: pad to the longest image of the batch, which looks at the values, instead of to the upper bound; never
-            while compiling, exporting or tracing.
+            where there are none: while compiling, exporting or tracing, under torch.func, on the meta device.
     """
 
     reference: int | None = None
@@ -110,8 +111,7 @@ class ATS(Method):
 
     def _length(self, index: Tensor, most: int) -> int:
         """Number of tokens with the padding."""
-        static = not self.trim or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        return most if static else int(index.amax()) + 1
+        return int(index.amax()) + 1 if self.trim and has_values(index) else most
 
     def reduce(self, view: LayerView, keep: int) -> AssignmentReduction:
         """See ``Method.reduce``. ``kept`` names token 0 in the padding."""

@@ -84,6 +84,19 @@ class Method(ABC):
         """Whether the number of tokens depends on the image; ``keep`` is then an upper bound."""
         return False
 
+    @property
+    def names_tokens(self) -> bool:
+        """Whether ``Reduction.kept`` names an old token for every new one, (B, M)."""
+        return True
+
+    def __call__(self, view: LayerView, keep: int) -> tuple[Tensor, Reduction]:
+        """The new tokens (B, M, C), and the Reduction that they come from; arguments as for ``reduce``.
+
+        A method that has the tokens before it has W overrides this.
+        """
+        reduction = self.reduce(view, keep)
+        return reduction.down(view.x), reduction
+
     @abstractmethod
     def reduce(self, view: LayerView, keep: int) -> Reduction:
         """The Reduction from N to ``keep`` tokens, P of them prefix tokens.

@@ -27,6 +27,10 @@ class EViT(Method):
     def wanted(self) -> Wanted:
         return Wanted("class")
 
+    @property
+    def names_tokens(self) -> bool:
+        return not self.fuse
+
     def reduce(self, view: LayerView, keep: int) -> SelectionReduction:
         """See ``Method.reduce``."""
         assert view.scores is not None

@@ -94,6 +94,10 @@ class Hourglass(Method):
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         check_cells(self.cells)
 
+    @property
+    def names_tokens(self) -> bool:
+        return False
+
     def reduce(self, view: LayerView, keep: int) -> MatrixReduction:
         """See ``Method.reduce``. Raises ``ValueError`` where the tokens lie on no grid, or ``cells`` are too many."""
         x, prefix = view.x[:, view.prefix :], view.prefix

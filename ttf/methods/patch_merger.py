@@ -56,6 +56,10 @@ class PatchMerger(Method):
         if self.eps <= 0.0:
             raise ValueError(f"eps must be positive, got {self.eps}")
 
+    @property
+    def names_tokens(self) -> bool:
+        return False
+
     def reduce(self, view: LayerView, keep: int) -> MatrixReduction:
         """See ``Method.reduce``; ``keep`` is not used."""
         patches = view.x[:, view.prefix :].float()

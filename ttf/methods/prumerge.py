@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from ttf.methods.base import LayerView, Method
 from ttf.ops.attention import Wanted, size_bias
-from ttf.ops.numerics import full_precision
-from ttf.ops.reduction import MatrixReduction, behind_prefix, gather_tokens
+from ttf.ops.numerics import full_precision, has_values
+from ttf.ops.reduction import MatrixReduction, behind_prefix, gather_tokens, one_hot
 
 
 def class_attention(query: Tensor, keys: Tensor, prefix: int = 1, sizes: Tensor | None = None) -> Tensor:
@@ -37,7 +37,13 @@ def class_attention(query: Tensor, keys: Tensor, prefix: int = 1, sizes: Tensor 
 
 
 def outlier_ratio(attention: Tensor) -> float:
-    """Share of the entries of ``attention``, any shape, above Q3 + 1.5 (Q3 - Q1); quartiles by linear interpolation."""
+    """Share of the entries of ``attention``, any shape, above Q3 + 1.5 (Q3 - Q1); quartiles by linear interpolation.
+
+    Raises:
+        ValueError: there are no values to count (under torch.func, on the meta device).
+    """
+    if not torch.compiler.is_compiling() and not has_values(attention):
+        raise ValueError("outliers=True counts tokens by their values, and here are none: use outliers=False")
     low, high = torch.quantile(attention.float().flatten(), attention.new_tensor([0.25, 0.75], dtype=torch.float32))
     return int((attention > high + 1.5 * (high - low)).sum()) / attention.numel()
 
@@ -141,7 +147,7 @@ def merge_weights(
     taken = torch.zeros_like(allowed).scatter(2, nearest, True) & allowed
     weight = taken * torch.cat((attention.gather(1, kept), attention), dim=1).unsqueeze(1)
     columns = kept.unsqueeze(1).expand(-1, count, -1)
-    rows = F.one_hot(kept, n) + weight[:, :, count:].scatter_add(2, columns, weight[:, :, :count])
+    rows = one_hot(kept, n) + weight[:, :, count:].scatter_add(2, columns, weight[:, :, :count])
     return torch.cat((rows * listed.unsqueeze(2), (attention * dropped).unsqueeze(1)), dim=1)
 
 
@@ -198,6 +204,10 @@ class PruMerge(Method):
         grid = grid_positions(n, ratio, self.outliers) if self.plus else range(0)
         kept = kept_positions(attention, count, grid)
         return without_repeats(kept, live) if self.scaling else (kept, None)
+
+    @property
+    def names_tokens(self) -> bool:
+        return False
 
     def reduce(self, view: LayerView, keep: int) -> MatrixReduction:
         """See ``Method.reduce``."""

@@ -208,6 +208,10 @@ class PruneAndMerge(Method):
             raise ValueError(f"block {block} was calibrated on {layer.merge.shape[1]} tokens, and now has {tokens}")
         return layer
 
+    @property
+    def names_tokens(self) -> bool:
+        return False
+
     def reduce(self, view: LayerView, keep: int) -> LocalReduction:
         """See ``Method.reduce``."""
         batch, tokens, _ = view.x.shape

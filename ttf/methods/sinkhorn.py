@@ -74,6 +74,10 @@ class Sinkhorn(Method):
         if self.iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {self.iterations}")
 
+    @property
+    def names_tokens(self) -> bool:
+        return False
+
     def reduce(self, view: LayerView, keep: int) -> MatrixReduction:
         """See ``Method.reduce``; ``keep`` is not used."""
         patches = view.x[:, view.prefix :]

@@ -40,6 +40,10 @@ class SiT(Method):
     network: nn.Module
     scale: Tensor | float = 1.0
 
+    @property
+    def names_tokens(self) -> bool:
+        return False
+
     def reduce(self, view: LayerView, keep: int) -> MatrixReduction:
         """See ``Method.reduce``; ``keep`` is not used."""
         weights = beside_prefix(slimming_weights(view.x[:, view.prefix :], self.network, self.scale), view.prefix)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ttf.methods.base import LayerView, Method
-from ttf.ops import fused, native, transform
+from ttf.ops import fused, plain, transform
 from ttf.ops.attention import ScoreRows, Wanted, check_score_rows
 from ttf.ops.grid import grid_for, pooling_matrix, require_grid
-from ttf.ops.kernels import dispatch
 from ttf.ops.numerics import full_precision, require_finite
-from ttf.ops.reduction import DenseReduction, Reduction, behind_prefix, gather_tokens
+from ttf.ops.reduction import DenseReduction, Reduction, behind_prefix
 
 Feature = Literal["x", "norm", "keys", "xk"]
 Selection = Literal["informative", "redundancy", "pool"]
@@ -84,6 +80,10 @@ class TokenTransform(Method):
     def wanted(self) -> Wanted:
         return Wanted(self.score_rows, keys=self.feature in ("keys", "xk"), normed=self.feature == "norm")
 
+    @property
+    def names_tokens(self) -> bool:
+        return self.selection != "pool"
+
     def _features(self, view: LayerView, isolated: int) -> tuple[Tensor, ...]:
         """What the similarity compares, (B, n, F) each; their cosines are averaged."""
         named = {"x": (view.x,), "norm": (view.normed,), "keys": (view.keys,), "xk": (view.x, view.keys)}[self.feature]
@@ -93,23 +93,9 @@ class TokenTransform(Method):
     def _similarity(self, parts: tuple[Tensor, ...], others: tuple[Tensor, ...] | None = None) -> Tensor:
         """Similarities of two sets of features, of one to itself without ``others``: (B, rows of parts, of others)."""
         if self.similarity == "cosine":
-            units = transform.unit_features(*parts)
-            return transform.similarity(units, units if others is None else transform.unit_features(*others))
+            return transform.mean_cosines(parts, others)
         distances = transform.distances(torch.cat(parts, dim=-1), torch.cat(others or parts, dim=-1))
         return -distances if self.similarity == "euclidean" else 1 / (1 + distances)
-
-    def _informative(self, parts: tuple[Tensor, ...], scores: Tensor, keep: int, prefix: int) -> tuple[Tensor, Tensor]:
-        """Informative tokens (B, m) and similarities of all tokens to them (B, n, m), all prefix tokens informative."""
-        if self.selection == "informative":
-            index = behind_prefix(transform.select(scores[:, prefix:], keep - prefix), prefix)
-            similarities = self._similarity(tuple(gather_tokens(part, index) for part in parts), parts).transpose(1, 2)
-        else:
-            full = self._similarity(parts)
-            ranks = transform.novelty(scores[:, prefix:], full[:, prefix:, prefix:])
-            index = behind_prefix(transform.select(ranks, keep - prefix), prefix)
-            similarities = gather_tokens(full, index).transpose(1, 2)
-        own = 0.0 if self.similarity == "euclidean" else 1.0
-        return index, transform.mark_own(similarities, index, own)
 
     def _pooled(self, parts: tuple[Tensor, ...], pool: Tensor, prefix: int) -> Tensor:
         """Similarities of all tokens to the prefix tokens and the pooled cells, (B, n, m)."""
@@ -125,7 +111,11 @@ class TokenTransform(Method):
         return transform.assign(similarities, kappa, self.tau, self.gate)
 
     def reduce(self, view: LayerView, keep: int) -> Reduction:
-        """See ``Method.reduce``; with selection="pool" there are about ``keep`` tokens, on a grid.
+        """See ``__call__``."""
+        return self(view, keep)[1]
+
+    def __call__(self, view: LayerView, keep: int) -> tuple[Tensor, Reduction]:
+        """As ``Method.__call__``; with selection="pool" there are about ``keep`` tokens, on a grid.
 
         Raises:
             ValueError: tokens, keys or attention are not finite (on a CPU), or there is no grid to pool.
@@ -136,38 +126,37 @@ class TokenTransform(Method):
         isolated = view.prefix if self.isolate else 0
         mass = view.sizes[:, isolated:] if self.accumulate and view.sizes is not None else None
         parts = self._features(view, isolated)
-        at_once = self._at_once(view.x, *parts)
-        if at_once is None:
-            return self._plain(view, view.scores, keep, isolated, mass)
-        features = parts[0] if len(parts) == 1 else transform.unit_features(*parts)
-        gating = fused.Gating(self.kappa, self.tau, self.gate)
-        return at_once(view.x, features, view.scores, keep, view.prefix, gating=gating, mass=mass)
+        reading = plain.Reading(self.kappa, self.tau, self.gate, self.selection == "redundancy")
+        if self._is_operator and fused.at_once(reading, view.x, *parts):
+            features = parts[0] if len(parts) == 1 else transform.unit_features(*parts)
+            return fused.transform(view.x, features, view.scores, mass, keep, view.prefix, reading)
+        reduction = self._one_by_one(view, parts, keep, isolated, mass)
+        return reduction.down(view.x), reduction
 
-    def _at_once(self, x: Tensor, *features: Tensor) -> Callable[..., Reduction] | None:
-        """What does all of this reading in one go for tokens x, or None."""
-        if self.selection == "pool" or self.similarity != "cosine" or not self.normalise:
-            return None
-        redundancy = self.selection == "redundancy"
-        if dispatch.enabled(x):
-            return partial(fused.by_kernels, redundancy=redundancy)
-        if native.enabled(x, *features):
-            return partial(fused.natively, redundancy=redundancy)
-        return fused.in_blocks if redundancy and fused.wants_blocks(x) else None
+    @property
+    def _is_operator(self) -> bool:
+        """Whether this reading is one that ``ttf::transform`` has."""
+        return self.selection != "pool" and self.similarity == "cosine" and self.normalise
 
-    def _plain(
-        self, view: LayerView, scores: Tensor, keep: int, isolated: int, mass: Tensor | None
-    ) -> DenseReduction:  # fmt: skip
-        parts, prefix = self._features(view, isolated), view.prefix - isolated
-        cells = kept = None
+    def _one_by_one(
+        self, view: LayerView, parts: tuple[Tensor, ...], keep: int, isolated: int, mass: Tensor | None
+    ) -> DenseReduction:
+        """By torch's operators, for any reading."""
+        assert view.scores is not None
+        prefix, cells, kept = view.prefix - isolated, None, None
         if self.selection == "pool":
             grid = require_grid(view.grid, view.x.shape[1] - view.prefix, "selection=pool")
             cells = grid_for(grid, keep - view.prefix)
             similarities = self._pooled(parts, pooling_matrix(grid, cells, view.x.device), prefix)
         else:
-            index, similarities = self._informative(parts, scores[:, isolated:], keep - isolated, prefix)
+            scores, redundancy = view.scores[:, isolated:], self.selection == "redundancy"
+            index, similarities = transform.informative(
+                parts, scores, keep - isolated, prefix, redundancy, self._similarity
+            )
+            similarities = transform.mark_own(similarities, index, 0.0 if self.similarity == "euclidean" else 1.0)
             kept = behind_prefix(index, isolated)
         shares = self._shares(similarities)
-        sizes = F.pad(transform.transformed_sizes(shares, mass), (isolated, 0), value=1.0)
+        sizes = plain.with_isolated(transform.transformed_sizes(shares, mass), isolated)
         return DenseReduction(sizes=sizes, kept=kept, assignment=shares, mass=mass, prefix=isolated, grid=cells)
 
 

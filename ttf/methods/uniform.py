@@ -30,6 +30,10 @@ class UniformPool(Method):
     def __post_init__(self) -> None:
         check_cells(self.cells)
 
+    @property
+    def names_tokens(self) -> bool:
+        return False
+
     def reduce(self, view: LayerView, keep: int) -> MatrixReduction:
         """See ``Method.reduce``. Raises ``ValueError`` where the tokens lie on no grid, or ``cells`` are too many."""
         batch, tokens, _ = view.x.shape

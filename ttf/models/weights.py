@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -193,6 +194,19 @@ def _from_hub(network: Any) -> nn.Module:
         raise _no_download(tag, reason) from error
 
 
+def _of_transformers(model: Any) -> Path | None:
+    """The file of a model of transformers: in a folder, or among what was downloaded before."""
+    try:
+        name = str(model.network.name)
+    except OmegaConfBaseException:  # nobody has named one
+        return None
+    local = Path(name) / "model.safetensors"
+    if local.is_file():
+        return local
+    cached = None if Path(name).is_absolute() else try_to_load_from_cache(name, "model.safetensors")
+    return Path(cached) if isinstance(cached, str) else None
+
+
 def _candidates(model: Any, folder: str | Path | None, downloads: str | Path | None) -> list[Path]:
     """Files that would hold the weights of a model config, in the order in which they are looked for."""
     if model.weights == "embedded":
@@ -208,6 +222,8 @@ def at_hand(model: Any, folder: str | Path | None = None, downloads: str | Path 
     Args:
         model, folder, downloads: see ``load_model``.
     """
+    if model.weights == "transformers":
+        return _of_transformers(model)
     found = next((path for path in _candidates(model, folder, downloads) if path.is_file()), None)
     if found is None and model.weights == "hub":
         cached = try_to_load_from_cache(f"timm/{model.network.model_name}", "model.safetensors")
@@ -242,7 +258,8 @@ def load_model(
     """The network of a model config with its trained weights, in evaluation mode.
 
     Args:
-        model: config group ``model``: name, network (a ``_target_``), weights ("embedded", "hub" or "official").
+        model: config group ``model``: name, network (a ``_target_``), weights ("embedded", "hub", "official" or
+            "transformers": its target loads them by itself).
         checkpoint: a file instead; see ``read_checkpoint``. It is not compared with published hashes.
         folder: looked into first, for files named after timm's tags or like the official ones.
         downloads: official files are looked for there, and downloaded to there; None: nothing is downloaded.
@@ -251,6 +268,8 @@ def load_model(
         MissingError: no weights to be had.
         ValueError: weights of another architecture, or a file that is not the official one.
     """
+    if model.weights == "transformers" and not checkpoint:
+        return build(model.network, pretrained=True).eval()
     path = Path(checkpoint) if checkpoint else _local(model, folder, downloads)
     if path is None:
         return _from_hub(model.network).eval()

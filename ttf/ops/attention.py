@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ttf.ops import native
-from ttf.ops.kernels import dispatch
+from ttf.ops.backends import learning, seen
+from ttf.ops.numerics import recorded, transforming
 
 ScoreRows = Literal["all", "patch", "class"]
 SCORE_ROWS: tuple[str, ...] = ("all", "patch", "class")
@@ -106,8 +106,8 @@ def summed_attention(
     """Attention and the column sums of its map (Eq. 2), of which only a block at a time is ever in memory.
 
     Every block of the map is still in the cache when it is summed and multiplied with v, so the sums cost little more
-    than reading it. With a gradient or dropout the whole map is computed instead; compiled code takes whole rows; on a
-    CPU one operator does it all (``ttf.ops.native``), where it is compiled.
+    than reading it. One operator does it all, ``ttf::summed_attention``; ``ttf.ops.backends`` decides who runs it. With
+    a gradient, dropout or under torch.func the whole map is computed instead; exported code takes whole rows.
 
     Args:
         q, k, v: (B, H, N, D).
@@ -120,16 +120,28 @@ def summed_attention(
     Returns:
         output (B, H, N, D) in the dtype of v, and column sums (B, N) float32, mean over the heads.
     """
-    if dropout or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v))):
-        out, attention = mapped_attention(q, k, v, bias, scale, dropout)
-        return out, column_sums(attention, rows, prefix)
-    first, heads = prefix if rows == "patch" else 0, q.shape[1]
-    if dispatch.enabled(q):
-        return dispatch.summed_attention(q, k, v, bias, scale, first)
-    if native.enabled(q, k, v):
-        return native.summed_attention(q, k, v, bias, scale, first)
-    out = torch.empty_like(q.transpose(1, 2)).transpose(1, 2)  # heads side by side in memory, as the projection wants
-    sums = q.new_zeros(q.shape[0], q.shape[2], dtype=torch.float32)
+    first = prefix if rows == "patch" else 0
+    if dropout or learning(q, k, v, bias) or transforming():
+        return summed_whole(q, k, v, bias, scale, first, dropout)
+    operator = summed_in_blocks if seen(q, k, v) else torch.ops.ttf.summed_attention
+    return operator(q, k, v, bias, scale, first)
+
+
+def summed_whole(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, first: int, dropout: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """``summed_attention`` with the whole map in memory; queries from ``first`` on count."""
+    out, attention = mapped_attention(q, k, v, bias, scale, dropout)
+    return out, column_sums(attention, "patch", first)
+
+
+def summed_in_blocks(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, first: int
+) -> tuple[Tensor, Tensor]:
+    """``summed_attention`` by torch's operators, a block of the map at a time; queries from ``first`` on count."""
+    batch, heads, tokens, dim = q.shape
+    out = v.new_empty(batch, tokens, heads, dim).transpose(1, 2)  # side by side in memory, as the projection wants
+    sums = q.new_zeros(batch, tokens, dtype=torch.float32)
     for images, chosen, queries in _blocks(q):
         part = (images, chosen, queries)
         own = None if bias is None else bias[images]
@@ -141,12 +153,12 @@ def summed_attention(
 def _blocks(q: Tensor) -> list[tuple[slice, slice, slice]]:
     """Images, heads and queries whose maps fit into the cache together: whole maps as long as these do."""
     batch, heads, tokens, _ = q.shape
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or recorded():  # of any number of images
         return [(slice(None), slice(None), queries) for queries in slices(tokens, tokens if tokens < 1024 else 256)]
     budget = CPU_BLOCK if q.device.type == "cpu" else GPU_BLOCK
-    images = max(1, budget // (heads * tokens * tokens))
-    together = min(heads, max(1, budget // (tokens * tokens)))
-    rows = min(tokens, max(1, budget // tokens))
+    area = max(1, tokens * tokens)
+    images, together = max(1, budget // max(1, heads * area)), max(1, budget // area)
+    rows = max(1, budget // max(1, tokens))
     return list(product(slices(batch, images), slices(heads, together), slices(tokens, rows)))
 
 

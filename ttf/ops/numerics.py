@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 
 def full_precision(x: Tensor) -> torch.autocast:
     """Context without autocast on the device of x: what decides which token goes where is computed in float32."""
-    return torch.autocast(x.device.type, enabled=False)
+    return torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False)  # meta has no autocast
 
 
-def can_inspect(x: Tensor) -> bool:
-    """Whether looking at the values is free: eager, on a CPU, not while compiling, exporting, tracing or counting."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+def transforming() -> bool:
+    """Whether torch.func transforms what runs (vmap, grad); operators may then not write into tensors that they get."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def recorded() -> bool:
+    """Whether single operators are written down, by torch.export, the ONNX exporters, torch.jit.trace or make_fx."""
+    if torch.compiler.is_compiling():
+        return torch.compiler._is_exporting_flag  # is_exporting() is True in all compiled code of torch 2.10
+    return torch.jit.is_tracing() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
+def has_values(x: Any) -> bool:
+    """Whether x has values to look at, which may take a GPU's synchronisation.
+
+    Not while compiling, exporting or tracing, and not of a tensor that stands for others: of torch.func, on the meta
+    device, of another class (fake, distributed), a proxy.
+    """
+    if torch.compiler.is_compiling() or recorded() or type(x) not in (Tensor, torch.nn.Parameter):
         return False
-    return x.device.type == "cpu" and not isinstance(x, FakeTensor)  # which has a shape and no values
+    return not x.is_meta and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def can_inspect(x: Any) -> bool:
+    """Whether looking at the values of x is free: it has some, on a CPU."""
+    return has_values(x) and x.device.type == "cpu"
 
 
 def require_finite(x: Tensor, what: str) -> None:
@@ -24,3 +47,13 @@ def require_finite(x: Tensor, what: str) -> None:
     # one sum instead of a look at every value: it is 20 times cheaper, and not finite if any value is not
     if can_inspect(x) and not bool(torch.isfinite(x.detach().sum(dtype=torch.float32))):
         raise ValueError(f"{what} contain NaN or infinite values: check the input images and the weights")
+
+
+def as_numbers(compare: Callable[..., Tensor], a: Tensor, b: Tensor | float, like: Tensor) -> Tensor:
+    """``compare(a, b)``, torch.le or the like, as 0 and 1 in the dtype and shape of ``like``.
+
+    Several times faster than a mask of booleans.
+    """
+    if transforming():
+        return compare(a, b).to(like.dtype)
+    return compare(a, b, out=like.new_empty(like.shape))

@@ -38,6 +38,11 @@ def behind_prefix(index: Tensor, prefix: int) -> Tensor:
     return torch.cat((own, index + prefix), dim=1)
 
 
+def one_hot(index: Tensor, length: int) -> Tensor:
+    """Indices (B, K) as rows of one 1 each, (B, K, length) float32; unlike torch's it looks at no value."""
+    return (index.unsqueeze(-1) == torch.arange(length, device=index.device)).float()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reduction(ABC):
     """A transformation matrix W (B, M, N), in whatever form applies it fastest.
@@ -70,9 +75,30 @@ class Reduction(ABC):
         """Dense tokens from new ones, (B, M, C) to (B, N, C): Eq. 10 by ``nearest``, ``spread`` where that is None."""
         return self.spread(y) if self.nearest is None else gather_tokens(y, self.nearest)
 
-    def settled(self) -> Reduction:
-        """The same without what was kept for the way down alone: tokens of every layer would fill the memory."""
+    def retained(self, recovery: Recovery) -> Reduction:
+        """What a later recovery needs of this reduction, and no tokens: those of every layer would fill the memory.
+
+        Args:
+            recovery: "nearest": once ``nearest`` is there, W is let go, too; "transpose": what ``spread`` needs.
+        """
+        if recovery == "nearest" and self.nearest is not None:
+            return NearestReduction(sizes=self.sizes, kept=self.kept, nearest=self.nearest, grid=self.grid)
         return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearestReduction(Reduction):
+    """What is left of a reduction for the way back by ``nearest``, never None here: there is no W any more."""
+
+    def down(self, x: Tensor) -> Tensor:
+        raise ValueError("only the way back was kept of this reduction")
+
+    def matrix(self) -> Tensor:
+        raise ValueError("only the way back by the nearest tokens was kept of this reduction, W was not")
+
+    def spread(self, y: Tensor) -> Tensor:
+        assert self.nearest is not None
+        return gather_tokens(y, self.nearest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +177,9 @@ class LocalReduction(MatrixReduction):
 
     passed: Tensor
 
+    def retained(self, recovery: Recovery) -> Reduction:
+        return self
+
     def close(self, y: Tensor, x: Tensor) -> Tensor:
         """The block's tokens from its short output y (B, M, C) and its input x (B, N, C)."""
         return self.up(y) + self.passed.unsqueeze(-1).to(x.dtype) * x
@@ -188,7 +217,7 @@ class SelectionReduction(Reduction):
         return out.scatter(1, index.unsqueeze(-1).expand(-1, -1, y.shape[2]), y[:, : index.shape[1]])
 
     def matrix(self) -> Tensor:
-        chosen = F.one_hot(self._index(), self.columns).float()
+        chosen = one_hot(self._index(), self.columns)
         return chosen if self.fused is None else torch.cat((chosen, self.fused.float().unsqueeze(1)), dim=1)
 
 

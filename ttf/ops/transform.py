@@ -8,13 +8,15 @@ reads W along its rows. Imports torch alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ttf.ops.numerics import full_precision
+from ttf.ops.numerics import as_numbers, full_precision, transforming
+from ttf.ops.reduction import behind_prefix, gather_tokens
 
 Gate = Literal["zero", "mask"]
 GATES: tuple[str, ...] = ("zero", "mask")
@@ -46,7 +48,14 @@ def unit_features(*parts: Tensor) -> Tensor:
 def similarity(units: Tensor, others: Tensor) -> Tensor:
     """Cosines of two sets of unit vectors, (B, n, F) and (B, m, F): (B, n, m) float32, rounding clipped to [-1, 1]."""
     with full_precision(units):
-        return (units @ others.transpose(1, 2)).clamp_(-1.0, 1.0)
+        cosines = units @ others.transpose(1, 2)
+        return cosines.clamp(-1.0, 1.0) if transforming() else cosines.clamp_(-1.0, 1.0)
+
+
+def mean_cosines(parts: tuple[Tensor, ...], others: tuple[Tensor, ...] | None = None) -> Tensor:
+    """Means of the cosines of parts (B, n, F_k) with others (B, m, F_k), with themselves without: (B, n, m) float32."""
+    units = unit_features(*parts)
+    return similarity(units, units if others is None else unit_features(*others))
 
 
 def distances(features: Tensor, others: Tensor) -> Tensor:
@@ -75,17 +84,42 @@ def novelty(scores: Tensor, cosines: Tensor, tokens: slice = slice(None)) -> Ten
     Returns:
         (B, k) float32.
     """
-    # as numbers, 1 where token i is not above token j: several times faster than a mask of booleans
     rivals, own = scores.detach().unsqueeze(1), scores.detach()[:, tokens].unsqueeze(2)
-    not_above = torch.le(rivals, own, out=cosines.new_empty(cosines.shape))
+    not_above = as_numbers(torch.le, rivals, own, cosines)  # 1 where token i is not above token j
     nearest_above = torch.sub(cosines, not_above, alpha=2.0).amax(dim=2).clamp_min(-1.0)  # -1: none is above
     return scores[:, tokens] * (1.0 - nearest_above)
+
+
+def informative(
+    parts: tuple[Tensor, ...], scores: Tensor, m: int, prefix: int, redundancy: bool,
+    similar: Callable[..., Tensor] = mean_cosines,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The informative tokens, all prefix tokens among them, and how similar all tokens are to them.
+
+    Args:
+        parts: (B, n, F_k) features whose similarities count.
+        scores: (B, n) informativeness.
+        m: how many informative tokens.
+        prefix: number of prefix tokens in front.
+        redundancy: take the patch tokens of the highest ``novelty``; else those of the highest scores.
+        similar: similarities of parts with others, or with themselves, as ``mean_cosines``.
+
+    Returns:
+        Indices (B, m) int64, similarities (B, n, m).
+    """
+    if redundancy:
+        full = similar(parts)
+        ranks = novelty(scores[:, prefix:], full[:, prefix:, prefix:])
+        index = behind_prefix(select(ranks, m - prefix), prefix)
+        return index, gather_tokens(full, index).transpose(1, 2)
+    index = behind_prefix(select(scores[:, prefix:], m - prefix), prefix)
+    return index, similar(tuple(gather_tokens(part, index) for part in parts), parts).transpose(1, 2)
 
 
 def gated_softmax(cosines: Tensor, dim: int, kappa: float, tau: float, gate: Gate = "zero") -> Tensor:
     """``assign`` for cosines (B, n, m) or (B, m, n), the new tokens along ``dim``."""
     if gate == "zero":
-        passed = torch.ge(cosines.detach(), kappa, out=cosines.new_empty(cosines.shape))  # numbers, see ``novelty``
+        passed = as_numbers(torch.ge, cosines.detach(), kappa, cosines)
         return torch.softmax((cosines * passed).mul_(tau), dim=dim)
     below = cosines < kappa
     logits = (cosines * tau).masked_fill(below & ~below.all(dim, keepdim=True), -math.inf)
@@ -113,11 +147,12 @@ def mark_own(similarities: Tensor, index: Tensor, own: float = 1.0) -> Tensor:
     """Set the similarity of every informative token with itself to exactly ``own``, so that no gate empties a row of W.
 
     Args:
-        similarities: (B, n, m), changed in place.
+        similarities: (B, n, m), changed in place (but for torch.func).
         index: (B, m), old token of each new one.
         own: similarity of a token with itself, 1 for cosines.
     """
-    return similarities.scatter_(1, index.unsqueeze(1), own)
+    run = similarities.scatter if transforming() else similarities.scatter_
+    return run(1, index.unsqueeze(1), own)
 
 
 def transformed_sizes(shares: Tensor, mass: Tensor | None) -> Tensor:

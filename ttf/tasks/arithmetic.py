@@ -39,7 +39,7 @@ class _Seen:
         return Counts(tuple((block, count) for block, count in left.items() if count < self.before[block]))
 
 
-def _again(model: nn.Module, method: Any, schedule: Schedule) -> nn.Module:
+def again(model: nn.Module, method: Any, schedule: Schedule) -> nn.Module:
     """A compressed model once more, with another method or schedule."""
     plan = api.plan(model)
     assert plan is not None
@@ -70,7 +70,7 @@ def arithmetic(model: nn.Module, images: Tensor) -> dict[str, float | str]:
         whole = counted(model)
         return {"gmacs": whole, "gmacs_tokens": whole, "gmacs_norms": norms}
     seen = _Seen(plan.schedule)
-    whole = counted(_again(model, plan.method, seen))
+    whole = counted(again(model, plan.method, seen))
     local = plan.method.around or plan.method.per_branch
-    tokens = "" if local else counted(_again(model, "random_pruning", seen.counts()))
+    tokens = "" if local else counted(again(model, "random_pruning", seen.counts()))
     return {"gmacs": whole, "gmacs_tokens": tokens, "gmacs_norms": norms}

@@ -7,14 +7,13 @@ operators.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
-from ttf.hosts import timm_vit
+from ttf import api
 from ttf.measure.gmacs import UNCOUNTED
-from ttf.methods.base import Method
-from ttf.ops.reduction import Reduction
+from ttf.tasks.arithmetic import again
 
 PRODUCTS, ATTENTION, REST = "matrix products", "fused attention", "norms, activations, copies"
 SUMMED, TRANSFORM = "attention with column sums", "transform"
+OPERATORS = {torch.ops.ttf.summed_attention: SUMMED, torch.ops.ttf.transform: TRANSFORM}
 KINDS = (PRODUCTS, ATTENTION, SUMMED, TRANSFORM, REST)
 
 
@@ -85,6 +84,13 @@ def rates(device: torch.device, dtype: torch.dtype = torch.float32, side: int = 
     )
 
 
+def _kind(name: str, macs: float) -> str:
+    """Of one of torch's own operators."""
+    if "attention" in name:
+        return ATTENTION
+    return PRODUCTS if macs else REST
+
+
 def _bytes(values: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tree_leaves(values) if isinstance(t, Tensor))
 
@@ -113,7 +119,7 @@ class _Log(TorchDispatchMode):
         macs = formula(*args, **kwargs, out_val=out) / 2e9 if formula else 0.0
         moved = 0.0 if func.is_view else _bytes((args, kwargs, out)) / 1e9
         floor = max(macs / self.known.gmacs_per_s, moved / self.known.gb_per_s)
-        kind = self.phase or (ATTENTION if "attention" in str(packet) else PRODUCTS if macs else REST)
+        kind = self.phase or OPERATORS.get(packet) or _kind(str(packet), macs)
         self.sums[kind] = [
             a + b for a, b in zip(self.sums[kind], (macs, moved, 1e3 * floor, 1e3 * seconds), strict=True)
         ]
@@ -132,23 +138,15 @@ class _Log(TorchDispatchMode):
         return watched
 
 
-def _inside(base: type, name: str) -> list[type]:
-    """The subclasses that define a method of that name themselves."""
-    below: list[type] = list(type.__subclasses__(base))
-    deeper = [cls for child in below for cls in _inside(child, name)]
-    return list(dict.fromkeys([*(cls for cls in below if name in vars(cls)), *deeper]))
-
-
-@contextmanager
-def _watched(log: _Log) -> Iterator[None]:
-    """Marks what a method does, and the attention of the blocks that reduce."""
-    with ExitStack() as stack:
-        for base, name in ((Method, "reduce"), (Reduction, "down")):
-            for cls in _inside(base, name):
-                stack.enter_context(patch.object(cls, name, log.during(TRANSFORM, vars(cls)[name])))
-        summed = log.during(SUMMED, timm_vit.summed_attention)
-        stack.enter_context(patch.object(timm_vit, "summed_attention", summed))
-        yield
+def _logged(model: nn.Module, log: _Log) -> nn.Module:
+    """The model, or a twin of a compressed one in which all that the method does counts as the transform."""
+    plan = api.plan(model)
+    if plan is None:
+        return model
+    method, own = copy.copy(plan.method), type(plan.method)
+    watched = type(own.__name__, (own,), {"__call__": log.during(TRANSFORM, own.__call__)})
+    object.__setattr__(method, "__class__", watched)  # methods are frozen
+    return again(model, method, plan.schedule)
 
 
 @torch.inference_mode()
@@ -170,8 +168,9 @@ def parts(models: Sequence[nn.Module], images: Tensor, known: Rates, rounds: int
     for number in range(1 + rounds):
         for model, kept in zip(models, logs, strict=True):
             log = _Log(known, images.device)
-            with _watched(log), log:
-                model(images)
+            watched = _logged(model, log)
+            with log:
+                watched(images)
             if number:
                 kept.append(dict(log.sums))
     return [_medians(kept, len(images)) for kept in logs]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from unittest.mock import patch
 
 import torch
 from rich.progress import track
 from torch import Tensor
 
-from ttf.methods import LayerView, TokenTransform
-from ttf.ops import attention, fused, native
+from ttf.ops import attention, backend, native, plain
 from ttf.results.speed import Row
 
 HEAD = 64  # channels
@@ -22,7 +19,7 @@ RATIO = 0.7
 ATTENTION = ((16, 6, 197), (8, 6, 577), (1, 16, 1601), (1, 6, 4097))
 # (images, tokens, channels)
 TRANSFORM = ((16, 197, 384), (1, 1601, 1024), (1, 2305, 384), (1, 4097, 384))
-NEVER = 1 << 30
+READING = plain.Reading(kappa=0.5, tau=150.0, gate="zero", redundancy=True)
 
 
 def _ways_of_attention(images: int, heads: int, tokens: int) -> dict[str, Callable[[], object]]:
@@ -30,8 +27,8 @@ def _ways_of_attention(images: int, heads: int, tokens: int) -> dict[str, Callab
     q, k, v = x.view(images, tokens, 3, heads, HEAD).permute(2, 0, 3, 1, 4).unbind(0)
     bias, scale = attention.size_bias(1 + torch.rand(images, tokens), q.dtype), HEAD**-0.5
 
-    def summed(switch: str) -> object:
-        with patch.dict(os.environ, TTF_NATIVE=switch):
+    def summed(name: str) -> object:
+        with backend(name):
             return attention.summed_attention(q, k, v, None, scale)
 
     def whole() -> Tensor:
@@ -41,25 +38,21 @@ def _ways_of_attention(images: int, heads: int, tokens: int) -> dict[str, Callab
         "fused, no sums": lambda: attention.fused_attention(q, k, v, None, scale),
         "fused, no sums, log s as a mask": lambda: attention.fused_attention(q, k, v, bias, scale),
         "sums of the whole map": whole,
-        "sums in blocks": lambda: summed("0"),
-        "sums by one operator": lambda: summed("1"),
+        "sums in blocks": lambda: summed("plain"),
+        "sums by one operator": lambda: summed("auto"),
     }
 
 
 def _ways_of_transform(images: int, tokens: int, channels: int) -> dict[str, Callable[[], object]]:
     x = torch.randn(images, 1, channels) + 0.8 * torch.randn(images, tokens, channels)  # so that cosines pass the gate
-    view = LayerView(x, 1, sizes=1 + torch.rand(images, tokens), scores=torch.rand(images, tokens))
-    keep = 1 + int(RATIO * (tokens - 1))
-
-    def run(many: int, switch: str = "0") -> Tensor:
-        with patch.object(fused, "MANY", many), patch.dict(os.environ, TTF_NATIVE=switch):
-            return TokenTransform().reduce(view, keep).down(x)
+    scores, mass, keep = torch.rand(images, tokens), 1 + torch.rand(images, tokens - 1), 1 + int(RATIO * (tokens - 1))
+    layer = (x, x[:, 1:], scores, mass, keep, 1)
 
     return {
         "products alone": lambda: (x @ x.transpose(1, 2))[:, :keep] @ x,
-        "plain": lambda: run(NEVER),
-        "in blocks": lambda: run(1),
-        "one operator": lambda: run(NEVER, "1"),
+        "plain": lambda: plain.whole(*layer, READING)[0],
+        "in blocks": lambda: plain.in_blocks(*layer, READING)[0],
+        "one operator": lambda: torch.ops.ttf.transform(*layer, *READING.options)[0],
     }
 
 
@@ -85,7 +78,7 @@ def operators(rounds: int = 15) -> list[Row]:
     Raises:
         ValueError: the operators of ``ttf.ops.native`` are not compiled, or switched off.
     """
-    if not native.switched_on():
+    if not native.loaded():
         raise ValueError("the compiled operators are missing: run python -m ttf.ops.native, without TTF_NATIVE=0")
     cases = [("attention", shape) for shape in ATTENTION] + [("transform", shape) for shape in TRANSFORM]
     rows: list[Row] = []

@@ -164,7 +164,7 @@ class Timing:
         }  # fmt: skip
 
     def _operators(self) -> str:
-        return str(self.known["operators"]) if self.mode == "eager" else "plain operators"
+        return "plain operators" if self.mode == "onnx" else str(self.known["operators"])
 
 
 def _together(cost: dict[str, Any], base: dict[str, Any], target: Any, speed: Row) -> Row:

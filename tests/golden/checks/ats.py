@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from tests.golden import margins
 from tests.golden.blocks import TOKEN, WEIGHT, Case
 from ttf.methods import LayerView
 from ttf.methods.ats import ATS, normalised_cdf, sampling_levels
@@ -15,6 +16,14 @@ from ttf.ops.scores import value_weighted_scores
 def _view(case: Case) -> LayerView:
     norms = side_by_side(case["v"]).norm(dim=-1)
     return LayerView(case["raw_x"], 1, scores=case["attn"][:, :, 0].mean(1), value_norms=norms)
+
+
+def _clear(case: Case) -> None:
+    """The order of the scores, and which entry is nearest to each level."""
+    cdf, levels = case["normalized_cdf"].double(), case["ys"].double()
+    skipped = max(0, cdf.shape[1] - levels.shape[1])
+    margins.assert_clear(margins.order(case["sorted_scores"].double().log()), margins.SCORE)
+    margins.assert_clear(margins.runner_up(-(levels.unsqueeze(2) - cdf[:, None, skipped:]).abs()), margins.SHARE)
 
 
 def _sampling(case: Case, view: LayerView) -> None:
@@ -51,6 +60,7 @@ def _reduction(case: Case, view: LayerView, trim: bool) -> None:
 
 def case(case: Case) -> None:
     view = _view(case)
+    _clear(case)
     _sampling(case, view)
     for trim in (True, False):
         _reduction(case, view, trim)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from tests.golden import margins
 from tests.golden.blocks import TOKEN, WEIGHT, Case, run_block
 from ttf.methods.base import LayerView
 from ttf.methods.diffrate import DiffRate, from_counts
@@ -27,6 +28,8 @@ def _check_merge(case: Case, x: torch.Tensor, reduction: AssignmentReduction, le
     head, live = reduction.kept.shape[1], case["order"][:, :left]
     torch.testing.assert_close(gather_tokens(x, live), case["merge_input"], **TOKEN)
     torch.testing.assert_close(reduction.down(x), case["merge_output"], **TOKEN)
+    tail, hosts = case["merge_input"][:, head:], case["merge_input"][:, 1:head]
+    margins.assert_clear(margins.runner_up(margins.cosines(tail, hosts)), margins.COSINE)
     best = cosines(gather_tokens(x, live[:, head:]), gather_tokens(x, live[:, 1:head])).amax(dim=2)
     torch.testing.assert_close(best, case["merge_similarity"], **WEIGHT)
     assert torch.equal(reduction.index >= 0, torch.zeros_like(reduction.index).scatter(1, live, 1) > 0)
@@ -37,6 +40,7 @@ def case(case: Case) -> None:
     left = min(settings["prune_kept"], settings["N"])
     method, counts = from_counts([settings["prune_kept"]], [settings["merge_kept"]])
     keep = 1 + counts.kept(0, settings["N"] - 1)
+    margins.assert_clear(margins.order(case["cls_attn"].double().log()), margins.SCORE)
     row = case["attn"].mean(dim=1)[:, 0]
     torch.testing.assert_close(row[:, 1:], case["cls_attn"], **WEIGHT)
     reduction = method.reduce(LayerView(x, 1, sizes=sizes, scores=row), keep)

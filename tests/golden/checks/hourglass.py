@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from tests.golden import margins
 from tests.golden.blocks import TOKEN, WEIGHT, Case
 from ttf.methods import LayerView
 from ttf.methods.hourglass import Hourglass, cluster, hard_labels, initial_centroids
@@ -22,6 +23,14 @@ def _clustering(case: Case, x: torch.Tensor, grid: tuple[int, int], cells: tuple
     torch.testing.assert_close(centroids, case["centroids"], **TOKEN)
     torch.testing.assert_close(initial_centroids(x, grid, cells), case["init_centroids"], **TOKEN)
     assert torch.equal(cell_labels(grid, cells, x.device).expand(len(x), -1), case["init_label_map"])
+
+
+def _clear(case: Case, x: torch.Tensor) -> None:
+    """The nearest centroid of every token, and its ``recon_k`` nearest ones."""
+    squares = margins.distances(x, case["centroids"]).square()
+    noise = margins.DISTANCE * squares.amax()
+    margins.assert_clear(margins.runner_up(-squares), noise)
+    margins.assert_clear(margins.cut(-squares.flatten(0, 1), case.settings["recon_k"]), noise)
 
 
 def _reconstruction(case: Case, x: torch.Tensor) -> None:
@@ -53,6 +62,7 @@ def _method(case: Case, view: LayerView, cells: tuple[int, int]) -> None:
 def case(case: Case) -> None:
     settings, x = case.settings, case["feature_map"].flatten(2).transpose(1, 2)
     grid, cells = (settings["height"], settings["width"]), (settings["grid_h"], settings["grid_w"])
+    _clear(case, x)
     _clustering(case, x, grid, cells)
     _reconstruction(case, x)
     _method(case, LayerView(x, 0, grid=grid), cells)

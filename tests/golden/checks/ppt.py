@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from tests.golden import margins
 from tests.golden.blocks import TOKEN, WEIGHT, Case, run_block
 from ttf.methods.base import LayerView
 from ttf.methods.ppt import PPT
@@ -33,6 +36,16 @@ def _check_scores(case: Case, view: LayerView, threshold: float) -> Tensor:
     return case["pooled_branch"]
 
 
+def _clear(case: Case, keep: int) -> None:
+    """The branch of every image, the matching of pooled ones, and the order of what stays of pruned ones."""
+    pooled, threshold = case["pooled_branch"], max(case.settings["threshold"], 1e-30)
+    scores, r = case["scores"][:, 1:].double(), case.settings["N"] - keep
+    margins.assert_clear((scores.var(dim=1).log() - math.log(threshold)).abs(), margins.SCORE)
+    r = min(r, scores.shape[1] // 2)
+    margins.assert_clear(margins.matching(case["metric"][pooled], r, 1), margins.COSINE)
+    margins.assert_clear(margins.order(scores[~pooled].log(), scores.shape[1] - r), margins.SCORE)
+
+
 def _check_sizes(case: Case, reduction: AssignmentReduction, pooled: Tensor, sizes: Tensor) -> None:
     torch.testing.assert_close(reduction.sizes, case["size_out"].squeeze(-1), **WEIGHT)
     torch.testing.assert_close(reduction.matrix().sum(-1), torch.ones_like(reduction.sizes), **WEIGHT)
@@ -45,6 +58,7 @@ def _check_sizes(case: Case, reduction: AssignmentReduction, pooled: Tensor, siz
 def case(case: Case) -> None:
     settings = case.settings
     view, keep = _layer(case), settings["N"] - settings["r"]
+    _clear(case, keep)
     pooled = _check_scores(case, view, settings["threshold"])
     named = PPT(settings["threshold"], settings["mode"])
     assert settings["mode"] == "mixed" or bool((pooled == (settings["mode"] == "pool")).all())

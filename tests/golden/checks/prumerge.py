@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tests.golden import margins
 from tests.golden.blocks import TOKEN, WEIGHT, Case
 from ttf.methods import LayerView
 from ttf.methods.prumerge import (
@@ -17,6 +18,25 @@ from ttf.methods.prumerge import (
     outlier_ratio,
     without_repeats,
 )
+
+
+def _clear(case: Case) -> None:
+    """The order of the kept patches, the bound of the outliers, and the neighbours of every kept patch."""
+    attention, settings = case["cls_attn"].double(), case.settings
+    margins.assert_clear(margins.order(attention.log(), settings["topk_count"]), margins.SCORE)
+    if settings["if_adaptive"]:
+        low, high = torch.quantile(attention, attention.new_tensor([0.25, 0.75]))
+        margins.assert_clear((attention / (high + 1.5 * (high - low))).log().abs(), margins.SCORE)
+    for keys, kept, dropped in zip(case["k"][:, 1:], case["kept_idx"], case["dropped_idx"], strict=True):
+        others = torch.cat((kept, dropped))
+        similar = margins.cosines(keys[None, kept], keys[None, others])[0].fill_diagonal_(-2.0)
+        margins.assert_clear(_neighbour_gaps(similar, settings["neighbours"]), margins.COSINE)
+
+
+def _neighbour_gaps(similar: Tensor, count: int) -> Tensor:
+    """Gaps below the ``count`` highest of every row; two entries that are one patch are the same neighbour."""
+    steps = -similar.sort(dim=1, descending=True).values.diff(dim=1)[:, count - 2 : count + 1]
+    return torch.where(steps[:, 1] > 1e-12, steps[:, 1], steps[:, ::2].amin(dim=1))
 
 
 def _kept(case: Case, attention: Tensor) -> Tensor:
@@ -46,6 +66,7 @@ def _through_view(case: Case) -> None:
 
 def case(case: Case) -> None:
     settings = case.settings
+    _clear(case)
     attention = class_attention(case["q"][:, 0], case["k"])
     torch.testing.assert_close(attention, case["cls_attn"], **WEIGHT)
     kept = _kept(case, attention)

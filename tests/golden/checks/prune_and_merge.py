@@ -12,8 +12,8 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from tests.golden.blocks import TOKEN, WEIGHT, Case
-from ttf.hosts.timm_vit import TIMM_VIT
+from tests.golden import margins
+from tests.golden.blocks import TOKEN, WEIGHT, Case, attend, feed_forward
 from ttf.methods import LayerView
 from ttf.methods.prune_and_merge import PruneAndMerge, layer_ranks, matrices, merge_size_bias
 from ttf.ops.attention import Wanted
@@ -22,6 +22,17 @@ from ttf.ops.attention import Wanted
 def _check_ranks(case: Case) -> None:
     maps = [(case[f"calib{t}_attn"], case[f"calib{t}_grad"]) for t in range(case.settings["calib_batches"])]
     torch.testing.assert_close(layer_ranks(maps), case["layer0/seq_ranks"], **WEIGHT)
+
+
+def _clear(case: Case) -> None:
+    """Which tokens are pruned and which are centres, of all layers together."""
+    settings, rows = case.settings, []
+    for layer in settings["merge_list"]:
+        ranks = case[f"layer{layer}/seq_ranks"].double()
+        rows.append(ranks / ranks.norm() * (1 - 0.025 * layer))
+    pooled, layers = torch.cat(rows).log().unsqueeze(0), len(rows)
+    for count in (settings["num_keep"] * layers, pooled.shape[1] - settings["num_prune"] * layers):
+        margins.assert_clear(margins.cut(pooled, count), margins.SCORE)
 
 
 def _method(case: Case) -> PruneAndMerge:
@@ -45,7 +56,7 @@ def _block(case: Case, layer: int) -> Any:
 
 
 def _through_host(block: Any, x: Tensor) -> Tensor:
-    return TIMM_VIT.feed_forward(block, TIMM_VIT.attend(block, x, None, Wanted(attention=True), 1).x)
+    return feed_forward(block, attend(block, x, None, Wanted(attention=True), 1).x)
 
 
 @torch.inference_mode()
@@ -73,6 +84,7 @@ def case(case: Case) -> None:
     assert settings["num_prune"] == int(patches * settings["prune_rate"])
     assert settings["num_keep"] == int(patches * settings["keep_rate"])
     _check_ranks(case)
+    _clear(case)
     method = _method(case)
     assert method.blocks == tuple(settings["merge_list"])
     for layer in settings["merge_list"]:

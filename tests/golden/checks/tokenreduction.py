@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.golden import margins
 from tests.golden.blocks import TOKEN, WEIGHT, Case
 from ttf.methods import LayerView, Method
 from ttf.methods.dpc_knn import DpcKnn, cluster_tokens
@@ -13,7 +14,7 @@ from ttf.methods.k_medoids import KMedoids, k_medoids
 from ttf.methods.patch_merger import PatchMerger, merge_patches, query_attention
 from ttf.methods.sinkhorn import Sinkhorn, transport, transport_to
 from ttf.methods.sit import SiT, slimming_network, slimming_weights
-from ttf.ops.reduction import Reduction
+from ttf.ops.reduction import Reduction, gather_tokens
 
 
 def _with_class(case: Case, scores: Tensor | None = None) -> LayerView:
@@ -38,7 +39,27 @@ def _check_down(case: Case, method: Method, expected: str) -> None:
     torch.testing.assert_close(down[:, 1:], case[expected], **TOKEN)
 
 
+def _assert_nearest_clear(between: Tensor, centres: Tensor) -> None:
+    """The nearest centre of every token that is none itself."""
+    squares = gather_tokens(between, centres).square().transpose(1, 2)
+    gaps = margins.runner_up(-squares).scatter(1, centres, torch.inf)
+    margins.assert_clear(gaps, margins.DISTANCE * squares.amax())
+
+
+def _dpcknn_clear(case: Case) -> None:
+    """Which token is denser, the order of the centres, and the clusters."""
+    between = margins.distances(case["x"], case["x"]) / case["x"].shape[2] ** 0.5
+    noise = margins.DISTANCE * between.square().amax()
+    density = -between.topk(case.settings["k"], dim=2, largest=False).values.square().mean(dim=2)
+    denser = density.unsqueeze(1) > density.unsqueeze(2)
+    apart = torch.where(denser, between, between.amax(dim=(1, 2), keepdim=True)).amin(dim=2)
+    margins.assert_clear(margins.order(density), noise)
+    margins.assert_clear(margins.order(density + apart.log(), case.settings["clusters"]), noise)
+    _assert_nearest_clear(between, case["centers"])
+
+
 def dpcknn(case: Case) -> None:
+    _dpcknn_clear(case)
     settings, weights = case.settings, case["token_weight"].squeeze(-1)
     centres, clusters = cluster_tokens(case["x"], settings["clusters"], settings["k"])
     assert torch.equal(centres, case["centers"])
@@ -52,7 +73,37 @@ def dpcknn(case: Case) -> None:
     torch.testing.assert_close(bare.down(case["x"]), case["y"], **TOKEN)
 
 
+def _first_medoids(case: Case, between: Tensor) -> Tensor:
+    """Those of the highest weights, or tokens that are far from each other; (B, m) int64."""
+    m, weights = case.settings["clusters"], case["token_weight"].squeeze(-1)
+    if case.settings["weighted"]:
+        margins.assert_clear(margins.order(weights, m), 0.0)  # given, and not off by any rounding
+        return weights.argsort(dim=1, descending=True)[:, :m]
+    medoids = torch.full((len(between), 1), case.settings["first_index"] or 0)
+    while medoids.shape[1] < m:
+        far = gather_tokens(between, medoids).amax(dim=1).scatter(1, medoids, -1.0)
+        margins.assert_clear(margins.runner_up(far.square()), margins.DISTANCE * between.square().amax())
+        medoids = torch.cat((medoids, far.argmax(dim=1, keepdim=True)), dim=1)
+    return medoids
+
+
+def _kmedoids_clear(case: Case) -> None:
+    """The first medoids, and in every iteration the clusters and the member of the lowest cost."""
+    between = margins.distances(case["x"], case["x"])
+    medoids, cost = _first_medoids(case, between), between.sum(dim=2)
+    cost = cost * case["token_weight"].squeeze(-1) if case.settings["weighted"] else cost
+    for _ in range(case.settings["iterations"]):
+        _assert_nearest_clear(between, medoids)
+        others = gather_tokens(between, medoids).argmin(dim=1).unsqueeze(1) != torch.arange(medoids.shape[1])[:, None]
+        members = (-cost.log()).unsqueeze(1).masked_fill(others, -torch.inf)
+        margins.assert_clear(margins.runner_up(members), margins.COST)
+        medoids = members.argmax(dim=2)
+    _assert_nearest_clear(between, medoids)
+    assert torch.equal(medoids, case["center_idx"])
+
+
 def kmedoids(case: Case) -> None:
+    _kmedoids_clear(case)
     settings = case.settings
     weights = case["token_weight"].squeeze(-1) if settings["weighted"] else None
     rule = (settings["iterations"], "equal" if weights is None else "class", settings["first_index"] or 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tests.golden import margins
 from tests.golden.blocks import TOKEN, WEIGHT, Case, run_block
 from ttf.methods.base import LayerView
 from ttf.methods.tome import ToMe
@@ -28,6 +29,7 @@ def op(case: Case) -> None:
     settings, x, keys = case.settings, case["x"], case["keys"].mean(dim=1)
     tokens, prefix = x.shape[1], int(settings["class_token"]) + int(settings["distill_token"])
     torch.testing.assert_close(keys, case["metric"], **WEIGHT)
+    margins.assert_clear(margins.matching(case["metric"], settings["r_effective"], prefix), margins.COSINE)
     for metric in (keys, case["metric"]):
         view = LayerView(x, prefix, sizes=case["size_in"].squeeze(-1), keys=metric)
         reduction = ToMe().reduce(view, tokens - settings["r"])
@@ -47,6 +49,7 @@ def two(case: Case) -> None:
     prefix, sizes, total = int(case.settings["class_token"]), None, None
     for step, x in ((1, case["x"]), (2, case["x_before2"])):
         metric = case[f"metric{step}"]
+        margins.assert_clear(margins.matching(metric, case.settings[f"r{step}"], prefix), margins.COSINE)
         matching = bipartite_matching(metric, case.settings[f"r{step}"], prefix)
         reduction = merge_by_size(matching.places(x.shape[1]), matching.kept, sizes)
         matrix, sizes = reduction.matrix(), reduction.sizes
@@ -61,6 +64,7 @@ def two(case: Case) -> None:
 def block(case: Case) -> None:
     settings, sizes = case.settings, case["size_in"].squeeze(-1)
     method, keep = ToMe(settings["prop_attn"]), settings["N"] - settings["r"]
+    margins.assert_clear(margins.matching(case["keys"].mean(dim=1), settings["r"], 1), margins.COSINE)
     for given in (sizes, None) if bool((sizes == 1).all()) else (sizes,):
         view, reduction, reduced, out = run_block(case, method, keep, given)
         torch.testing.assert_close(view.x - case["x_in"], case["attn_out"], **TOKEN)
@@ -84,8 +88,12 @@ def sched(case: Case) -> None:
 
 
 def kth(case: Case) -> None:
-    x = case["x"]
-    matching = kth_matching(case["metric"], case.settings["k"])
+    x, metric, k = case["x"], case["metric"], case.settings["k"]
+    places = torch.arange(x.shape[1] // k * k)
+    stays = places % k == k - 1
+    similar = margins.cosines(metric[:, places[~stays]], metric[:, places[stays]])
+    margins.assert_clear(margins.runner_up(similar), margins.COSINE)
+    matching = kth_matching(metric, k)
     index = matching.places(x.shape[1])
     reduction = _plain(index, matching.kept.shape[1], True)
     torch.testing.assert_close(reduction.matrix(), case["W_mean"], **WEIGHT)

@@ -1,7 +1,8 @@
 """Triton kernels for inference on a GPU: the steps of the transform that else hold an (n, n) or (n, m) matrix.
 
 ``sums`` (Eq. 2 without the attention map) and ``transform`` (Eq. 3-8 without the assignment matrix) import triton and
-are imported by name, after ``available`` has said yes; ``fused`` needs torch alone. No kernel has a gradient.
+are imported by name, after ``available`` has said yes; ``fused`` and ``dispatch`` need torch alone. No kernel has a
+gradient. They run where ``ttf.ops.backend("triton")`` asks for them.
 
 Numerical contract: the largest error against the plain operators in float64 on the same inputs. The tests hold the
 kernels to it in triton's interpreter and compile them for sm_90; on a GPU they have not run yet.
@@ -22,15 +23,13 @@ from __future__ import annotations
 import importlib.util
 import os
 
-from torch import Tensor
+import torch
 
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # triton, too, reads it when a kernel is defined
 
 
-def available(x: Tensor) -> bool:
-    """Whether the kernels can run on x: triton is installed, and x is on a GPU or triton's interpreter is on.
-
-    They have no backward pass: training runs the plain operators, and whoever dispatches asks for gradients first.
-    """
-    return HAS_TRITON and (x.is_cuda or INTERPRETED)
+def available(device: torch.device) -> bool:
+    """Whether the kernels can run there: triton is installed, and it is a GPU or triton's interpreter is on."""
+    return HAS_TRITON and (device.type == "cuda" or INTERPRETED)

@@ -71,7 +71,7 @@ def column_sums(q: Tensor, k: Tensor, bias: Tensor | None, lse: Tensor, scale: f
     batch, heads, n, dim = q.shape
     if dim > LARGEST_HEAD:
         raise ValueError(
-            f"the kernel of column sums takes heads of up to {LARGEST_HEAD} channels, got {dim}: turn kernels off"
+            f"the kernel of column sums takes heads of up to {LARGEST_HEAD} channels, got {dim}: use backend('auto')"
         )
     assert k.shape == q.shape and k.dtype == q.dtype and lse.shape == q.shape[:3] and lse.dtype == torch.float32
     out = torch.empty(batch, heads, n, dtype=torch.float32, device=q.device)

@@ -14,8 +14,6 @@
 
 namespace ttf {
 
-using at::Tensor;
-
 constexpr int64_t kMap = 1 << 18;  // entries of a map, 1 MiB: the second-level cache of today's cores
 constexpr int64_t kColumns = 512;  // columns of a map that are computed together
 
@@ -23,7 +21,7 @@ struct Heads {
   const float* data;
   int64_t batch, head, token;  // strides
   explicit Heads(const Tensor& t)
-      : data(t.const_data_ptr<float>()), batch(t.stride(0)), head(t.stride(1)), token(t.stride(2)) {}
+      : data(t.const_data_ptr<float>()), batch(t.stride(0)), head(t.stride(1)), token(distance(t)) {}
   Matrix at(int64_t b, int64_t h, int64_t n) const { return {data + b * batch + h * head + n * token, token}; }
 };
 
@@ -70,26 +68,49 @@ inline void attend(Matrix q, Matrix k, Matrix v, const float* bias, float* map, 
     for (int64_t c = 0; c < d; ++c) out[i * ldo + c] *= inverse[i];
 }
 
+// everything that is read or written below lies inside of what these shapes say
+inline void check_attention(
+    const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& bias, int64_t first) {
+  check_tensor(q, "q", 4), check_tensor(k, "k", 4), check_tensor(v, "v", 4);
+  TORCH_CHECK(k.sizes() == q.sizes() && v.sizes() == q.sizes(), "q, k and v must have one shape, got ", q.sizes(), ", ",
+              k.sizes(), " and ", v.sizes());
+  TORCH_CHECK(q.size(3) > 0, "heads must have at least one channel");
+  TORCH_CHECK(0 <= first && first <= q.size(2), "first must be from 0 to ", q.size(2), ", got ", first);
+  check_fits({q.size(2), q.size(1) * q.size(3)});
+  if (!bias) return;
+  check_tensor(*bias, "the bias", 2);
+  TORCH_CHECK(bias->size(0) == q.size(0) && bias->size(1) == q.size(2), "the bias must have the shape [", q.size(0),
+              ", ", q.size(2), "], got ", bias->sizes());
+}
+
+// q, k, v (B, H, N, D), bias (B, N) or none: output (B, H, N, D), heads side by side in memory, and column sums (B, N)
 inline std::tuple<Tensor, Tensor> summed_attention(
     const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& bias, double scale, int64_t first) {
-  const int64_t batch = q.size(0), heads = q.size(1), n = q.size(2), d = q.size(3);
-  const int64_t rows = std::min(n, std::max<int64_t>(16, kMap / n)), blocks = (n + rows - 1) / rows;
+  check_attention(q, k, v, bias, first);
+  const int64_t batch = q.size(0), heads = q.size(1), n = q.size(2), d = q.size(3), threads = at::get_num_threads();
   const Tensor out = at::empty({batch, n, heads, d}, q.options());
-  const Tensor sums = at::zeros({at::get_num_threads(), batch, n}, q.options());
-  const Scratch scratch(at::get_num_threads(), rows * n + (blocks > 1 ? 2 * n * d : 0));
-  const Heads queries(q), keys(k), values(v);
-  const float* logs = bias ? bias->const_data_ptr<float>() : nullptr;
+  if (out.numel() == 0) return {out.transpose(1, 2), at::zeros({batch, n}, q.options())};
+  const Tensor q_rows = rows_of(q), k_rows = rows_of(k), v_rows = rows_of(v), logs = bias ? rows_of(*bias) : Tensor();
+  const Heads queries(q_rows), keys(k_rows), values(v_rows);
+  check_fits({queries.token, keys.token, values.token});
+  const int64_t rows = std::min(n, std::max<int64_t>(16, kMap / n)), blocks = (n + rows - 1) / rows;
+  const Tensor sums = at::zeros({threads, batch, n}, q.options());
+  const Scratch scratch(threads, rows * n + (blocks > 1 ? 2 * n * d : 0));
+  const Matrix added = bias ? Matrix{logs.const_data_ptr<float>(), distance(logs)} : Matrix{};
   float *to = out.data_ptr<float>(), *sum = sums.data_ptr<float>();
   at::parallel_for(0, batch * heads * blocks, 1, [&](int64_t begin, int64_t end) {
-    float *map = scratch.own(), *own_keys = map + rows * n, *own_values = own_keys + n * d;
+    float* map = scratch.own();
     Matrix k_head{}, v_head{};
     for (int64_t task = begin; task < end; ++task) {
       const int64_t at = task % blocks * rows, h = task / blocks % heads, b = task / blocks / heads;
       if (task == begin || at == 0) {
         k_head = keys.at(b, h, 0), v_head = values.at(b, h, 0);
-        if (blocks > 1) k_head = gathered(k_head, own_keys, n, d), v_head = gathered(v_head, own_values, n, d);
+        if (blocks > 1) {
+          k_head = gathered(k_head, map + rows * n, n, d);
+          v_head = gathered(v_head, map + rows * n + n * d, n, d);
+        }
       }
-      attend(queries.at(b, h, at), k_head, v_head, logs ? logs + b * n : nullptr, map,
+      attend(queries.at(b, h, at), k_head, v_head, bias ? added.row(b) : nullptr, map,
              to + ((b * n + at) * heads + h) * d, heads * d, sum + (at::get_thread_num() * batch + b) * n,
              std::min(rows, n - at), n, d, scale, first - at);
     }

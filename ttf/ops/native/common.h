@@ -1,17 +1,46 @@
-// What both operators are made of: views of rows, memory to work in, a matrix product, an exponential.
+// What both operators are made of: checks, views of rows, memory to work in, a matrix product, an exponential.
 #pragma once
 
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
+#include <limits>
 
 extern "C" void sgemm_(
     const char* transpose_a, const char* transpose_b, const int* m, const int* n, const int* k, const float* alpha,
     const float* a, const int* lda, const float* b, const int* ldb, const float* beta, float* c, const int* ldc);
 
 namespace ttf {
+
+using at::Tensor;
+
+// float32 on a CPU, with so many dimensions, all of its values in memory
+inline void check_tensor(const Tensor& t, const char* name, int64_t dimensions) {
+  TORCH_CHECK(t.device().is_cpu() && t.layout() == at::kStrided && t.scalar_type() == at::kFloat,
+              name, " must be a float32 tensor on the CPU, got ", t.scalar_type(), " on ", t.device());
+  TORCH_CHECK(t.dim() == dimensions, name, " must have ", dimensions, " dimensions, got ", t.dim());
+  const auto bytes = at::detail::computeStorageNbytes(t.sizes(), t.strides(), t.itemsize(), t.storage_offset());
+  TORCH_CHECK(t.numel() == 0 || t.storage().nbytes() >= bytes, name, " has a storage that was freed");
+}
+
+// the library of matrix products counts in int
+inline void check_fits(std::initializer_list<int64_t> lengths) {
+  for (const int64_t length : lengths)
+    TORCH_CHECK(length <= std::numeric_limits<int>::max(), "a length of ", length, " is more than an int holds");
+}
+
+// the same values, those of a row side by side and the rows apart
+inline Tensor rows_of(const Tensor& t) {
+  const bool beside = t.size(-1) == 1 || t.stride(-1) == 1;
+  return beside && (t.size(-2) <= 1 || t.stride(-2) >= t.size(-1)) ? t : t.contiguous();
+}
+
+// of two rows; a single one has any stride
+inline int64_t distance(const Tensor& t) { return t.size(-2) > 1 ? t.stride(-2) : t.size(-1); }
 
 struct Matrix {
   const float* data;

@@ -17,8 +17,6 @@
 
 namespace ttf {
 
-using at::Tensor;
-
 constexpr int64_t kBlock = 1 << 16;  // entries that are read twice
 constexpr int64_t kRows = 256;       // rows that make a product worth its preparation, where there are so many
 
@@ -30,12 +28,12 @@ struct Options {
 struct Image {
   Matrix x, features;           // (n, channels), (n, width): the tokens that take part
   const float *scores, *mass;   // (n), (n) or null
-  int64_t* index;               // (m): answers, as y (m, channels), sizes (m) and shares (m, n)
-  float *y, *sizes, *shares;
+  int64_t* index;               // (m): answers, as y (m, channels) and sizes (m)
+  float *y, *sizes;
   int64_t n, m, prefix, channels, width;
 };
 
-struct Workspace {  // of the threads that have images of their own, weights of all
+struct Workspace {  // of the threads that have images of their own, weights of all; shares take the place of cosines
   Scratch cosines, chosen, vectors, weights;
 };
 
@@ -104,7 +102,8 @@ inline void cosines_of(
     row[i] = 1.0f;
     compare(im, row, i, begin, end, nearest);
   }
-  transpose(corner + end - begin, im.n, cosines + end * im.n + begin, im.n, end - begin, im.n - end);
+  if (end < im.n)
+    transpose(corner + end - begin, im.n, cosines + end * im.n + begin, im.n, end - begin, im.n - end);
 }
 
 // all cosines, and score_j = h_j (1 - largest cosine with a token above j), as ttf.ops.transform.novelty
@@ -124,12 +123,16 @@ inline void rank_by_novelty(const Image& im, float* cosines, const float* invers
   }
 }
 
-// prefix tokens, then the m - prefix highest ranks in raster order; of equal ones the first
+// prefix tokens, then the m - prefix highest ranks in raster order; of equal ones the first, NaN above all (torch.topk)
 inline void select(const Image& im, const float* ranks) {
   std::vector<int64_t> order(im.n - im.prefix);
   std::iota(order.begin(), order.end(), im.prefix);
   const int64_t kept = im.m - im.prefix;
-  const auto above = [&](int64_t a, int64_t b) { return ranks[a] != ranks[b] ? ranks[a] > ranks[b] : a < b; };
+  const auto above = [&](int64_t a, int64_t b) {
+    const bool no_number = std::isnan(ranks[a]), neither = std::isnan(ranks[b]);
+    if (no_number != neither) return no_number;
+    return no_number || ranks[a] == ranks[b] ? a < b : ranks[a] > ranks[b];
+  };
   if (kept < static_cast<int64_t>(order.size()))
     std::nth_element(order.begin(), order.begin() + kept, order.end(), above);
   std::sort(order.begin(), order.begin() + kept);
@@ -152,37 +155,42 @@ inline void cosines_of_chosen(const Image& im, float* cosines, float* chosen, co
   });
 }
 
+// where the cosines of a new token with all old ones are, and then its shares of them
+inline float* row_of(const Image& im, const Options& o, float* cosines, int64_t i) {
+  return cosines + (o.redundancy ? im.index[i] : i) * im.n;
+}
+
 // gated softmax of old tokens [begin, end) over the new ones (Eq. 3, 5) without its denominator, and 1 / denominator
-inline void assign(const Image& im, const Options& o, const float* cosines, float* total, int64_t begin, int64_t end) {
+inline void assign(const Image& im, const Options& o, float* cosines, float* total, int64_t begin, int64_t end) {
   const int64_t length = end - begin;
   const float kappa = o.kappa, tau = o.tau, otherwise = o.mask ? -std::numeric_limits<float>::infinity() : 0.0f;
   std::vector<float> largest(length, -1.0f), sum(length, 0.0f);
-  const auto row = [&](int64_t i) { return cosines + (o.redundancy ? im.index[i] : i) * im.n + begin; };
   for (int64_t i = 0; i < im.m; ++i) {
-    const float* cosine = row(i);
+    const float* cosine = row_of(im, o, cosines, i) + begin;
 #pragma omp simd
     for (int64_t j = 0; j < length; ++j) largest[j] = std::max(largest[j], cosine[j] >= kappa ? cosine[j] : otherwise);
   }
   for (int64_t i = 0; i < im.m; ++i) {
-    const float* cosine = row(i);
-    float* share = im.shares + i * im.n + begin;
+    float* entry = row_of(im, o, cosines, i) + begin;
 #pragma omp simd
     for (int64_t j = 0; j < length; ++j) {
-      share[j] = exponential(tau * ((cosine[j] >= kappa ? cosine[j] : otherwise) - largest[j]));
-      sum[j] += share[j];
+      entry[j] = exponential(tau * ((entry[j] >= kappa ? entry[j] : otherwise) - largest[j]));
+      sum[j] += entry[j];
     }
   }
   for (int64_t j = 0; j < length; ++j) total[begin + j] = sum[j] > 0 ? 1.0f / sum[j] : 0.0f;
 }
 
-// shares (Eq. 5), sizes (Eq. 8) and Y = W X (Eq. 6) of new tokens [begin, end)
-inline void combine(const Image& im, const float* total, float* weights, int64_t begin, int64_t end) {
+// sizes (Eq. 8) and Y = W X (Eq. 6) of new tokens [begin, end)
+inline void combine(const Image& im, const Options& o, float* shares, const float* total, float* weights,
+                    int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    float *share = im.shares + i * im.n, *weight = weights + (i - begin) * im.n, size = 0;
+    const float* share = row_of(im, o, shares, i);
+    float *weight = weights + (i - begin) * im.n, size = 0;
 #pragma omp simd reduction(+ : size)
     for (int64_t j = 0; j < im.n; ++j) {
-      share[j] *= total[j];
-      size += weight[j] = im.mass ? share[j] * im.mass[j] : share[j];
+      const float own = share[j] * total[j];
+      size += weight[j] = im.mass ? own * im.mass[j] : own;
     }
     im.sizes[i] = size;
     const float inverse = 1.0f / std::max(size, std::numeric_limits<float>::min());
@@ -206,44 +214,74 @@ inline void transform_image(const Image& im, const Options& o, const Workspace& 
   const int64_t outer = at::get_thread_num(), columns = std::max<int64_t>(64, kBlock / im.m / 16 * 16);
   in_parts(im.n, columns, [&](int64_t begin, int64_t end) { assign(im, o, cosines, total, begin, end); });
   in_parts(im.m, step(im.m), [&](int64_t begin, int64_t end) {
-    combine(im, total, w.weights.own(outer), begin, end);
+    combine(im, o, cosines, total, w.weights.own(outer), begin, end);
   });
 }
 
-using Answers = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+// everything that is read or written below lies inside of what these shapes say
+inline void check_transform(
+    const Tensor& x, const Tensor& features, const Tensor& scores, const std::optional<Tensor>& mass, int64_t keep,
+    int64_t prefix, const Options& o) {
+  check_tensor(x, "x", 3), check_tensor(features, "features", 3), check_tensor(scores, "scores", 2);
+  const int64_t batch = x.size(0), tokens = x.size(1), n = features.size(1);
+  TORCH_CHECK(features.size(0) == batch && n <= tokens, "features must be of some of the tokens of x, ", x.sizes(),
+              ", got ", features.sizes());
+  TORCH_CHECK(scores.size(0) == batch && scores.size(1) == tokens, "there must be a score for each of ", batch, " x ",
+              tokens, " tokens, got ", scores.sizes());
+  TORCH_CHECK(x.size(2) > 0 && features.size(2) > 0, "x and features must have at least one channel");
+  TORCH_CHECK(tokens - n <= prefix && prefix < keep && keep <= tokens, "isolated <= prefix < keep <= tokens must hold, ",
+              "got ", tokens - n, ", ", prefix, ", ", keep, ", ", tokens);
+  TORCH_CHECK(std::isfinite(o.kappa) && std::isfinite(o.tau) && o.tau > 0, "kappa must be finite and tau positive and ",
+              "finite, got ", o.kappa, " and ", o.tau);
+  check_fits({tokens, x.size(2), features.size(2)});
+  if (!mass) return;
+  check_tensor(*mass, "the mass", 2);
+  TORCH_CHECK(mass->size(0) == batch && mass->size(1) == n, "the mass must have the shape [", batch, ", ", n, "], got ",
+              mass->sizes());
+}
 
-inline Answers transform(
+struct Layer {  // of all images, their rows in order
+  Tensor x, features, scores, mass, y, sizes, index;
+  int64_t prefix;
+
+  Image image(int64_t b) const {
+    const int64_t n = features.size(1), isolated = x.size(1) - n, channels = x.size(2), keep = y.size(1);
+    const Matrix all{x.const_data_ptr<float>() + b * x.stride(0), distance(x)};
+    float* answer = y.data_ptr<float>() + b * keep * channels;
+    for (int64_t i = 0; i < isolated; ++i) std::copy_n(all.row(i), channels, answer + i * channels);
+    return {
+        all.from(isolated), {features.const_data_ptr<float>() + b * features.stride(0), distance(features)},
+        scores.const_data_ptr<float>() + b * distance(scores) + isolated,
+        mass.defined() ? mass.const_data_ptr<float>() + b * distance(mass) : nullptr,
+        index.data_ptr<int64_t>() + b * index.size(1), answer + isolated * channels,
+        sizes.data_ptr<float>() + b * keep + isolated,
+        n, index.size(1), prefix - isolated, channels, features.size(2)};
+  }
+};
+
+// x (B, N, C), features (B, n, F), scores (B, N), mass (B, n) or none: y (B, keep, C), sizes (B, keep), and which old
+// tokens the new ones grew from, without the isolated ones (B, m)
+inline std::tuple<Tensor, Tensor, Tensor> transform(
     const Tensor& x, const Tensor& features, const Tensor& scores, const std::optional<Tensor>& mass, int64_t keep,
     int64_t prefix, double kappa, double tau, bool mask, bool redundancy) {
-  const int64_t batch = x.size(0), n = features.size(1), isolated = x.size(1) - n, channels = x.size(2);
-  const int64_t m = keep - isolated;
-  const Tensor y = at::empty({batch, keep, channels}, x.options()), sizes = at::ones({batch, keep}, x.options());
-  const Tensor shares = at::empty({batch, m, n}, x.options());
-  const Tensor index = at::empty({batch, m}, x.options().dtype(at::kLong));
   const Options options{static_cast<float>(kappa), static_cast<float>(tau), mask, redundancy};
+  check_transform(x, features, scores, mass, keep, prefix, options);
+  const int64_t batch = x.size(0), n = features.size(1), m = keep - (x.size(1) - n);
+  const Layer layer{
+      rows_of(x), rows_of(features), rows_of(scores), mass ? rows_of(*mass) : Tensor(),
+      at::empty({batch, keep, x.size(2)}, x.options()), at::ones({batch, keep}, x.options()),
+      at::empty({batch, m}, x.options().dtype(at::kLong)), prefix};
+  check_fits({distance(layer.x), distance(layer.features)});
   const int64_t threads = at::get_num_threads(), workers = batch < threads ? 1 : threads;
   const Workspace work{
       Scratch(workers, (redundancy ? n : m) * n), Scratch(workers, redundancy ? 0 : m * features.size(2)),
       Scratch(workers, 3 * n), Scratch(threads, std::min(kRows, m) * n)};
-  const auto run = [&](int64_t b) {
-    const Matrix all{x.const_data_ptr<float>() + b * x.stride(0), x.stride(1)};
-    float* answer = y.data_ptr<float>() + b * keep * channels;
-    for (int64_t i = 0; i < isolated; ++i) std::copy_n(all.row(i), channels, answer + i * channels);
-    const Image image{
-        all.from(isolated), {features.const_data_ptr<float>() + b * features.stride(0), features.stride(1)},
-        scores.const_data_ptr<float>() + b * scores.stride(0) + isolated,
-        mass ? mass->const_data_ptr<float>() + b * mass->stride(0) : nullptr,
-        index.data_ptr<int64_t>() + b * m, answer + isolated * channels,
-        sizes.data_ptr<float>() + b * keep + isolated, shares.data_ptr<float>() + b * m * n,
-        n, m, prefix - isolated, channels, features.size(2)};
-    transform_image(image, options, work);
-  };
   const auto several = [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) run(b);
+    for (int64_t b = begin; b < end; ++b) transform_image(layer.image(b), options, work);
   };
   if (workers > 1) at::parallel_for(0, batch, 1, several);
   else several(0, batch);  // the threads share every image
-  return {y, sizes, index, shares};
+  return {layer.y, layer.sizes, layer.index};
 }
 
 }  // namespace ttf

@@ -1,0 +1,122 @@
+"""What ``ttf.apply`` was told, checked: types, ranges, and whether every argument is read by someone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from torch import nn
+
+from ttf import methods
+from ttf.core.entry import blocks_of
+from ttf.core.host import Host
+from ttf.core.plan import Plan
+from ttf.methods.base import Method
+from ttf.ops.reduction import RECOVERIES, Recovery
+from ttf.schedule import KeepRatio, Late, Schedule, check_whole
+
+RATIO = 0.7
+
+
+def _recovery(recover: Any) -> Recovery | None:
+    if isinstance(recover, bool):
+        return "nearest" if recover else None
+    if not isinstance(recover, str) or recover not in RECOVERIES:
+        raise ValueError(f"recover must be True, False or one of {', '.join(RECOVERIES)}, got {recover!r}")
+    return recover  # type: ignore[return-value]
+
+
+def _blocks(blocks: Any) -> tuple[int, ...] | None:
+    if blocks is None:
+        return None
+    if isinstance(blocks, str) or not isinstance(blocks, Iterable) or not all(map(_whole, blocks := tuple(blocks))):
+        raise ValueError(f"blocks must be a list of block numbers, such as [3, 6, 9], got {blocks!r}")
+    return tuple(int(block) for block in blocks)
+
+
+def _whole(number: Any) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)
+
+
+def check_options(method: Any, preset: str | None, options: dict[str, Any]) -> Method:
+    """The method of a name and its options, or a method object as it is.
+
+    Raises:
+        ValueError: neither, or options that this method does not have.
+    """
+    if not isinstance(method, str | Method):
+        raise ValueError(f"method must be a name or a ttf.methods.Method, got {method!r}")
+    if preset is not None:
+        options = {"preset": preset, **options}
+    return methods.build(method, **options)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of ``ttf.apply`` that are the same for all methods; None: not given."""
+
+    ratio: Any
+    blocks: Any
+    rounding: Any
+    schedule: Any
+    recover: Any
+    recover_at: Any
+
+    def plan(self, model: nn.Module, host: Host, method: Method) -> Plan:
+        """The plan for a model.
+
+        Raises:
+            ValueError: see ``ttf.apply``.
+        """
+        host, depth = self._placed(host), host.first + len(blocks_of(model, host))
+        recovery, schedule = _recovery(self.recover), self._schedule(host, depth)
+        schedule.check(depth)
+        check_whole(schedule, host.first, depth)
+        if isinstance(schedule, Late) and (recovery is not None or not host.reads_class_token(model)):
+            raise ValueError(
+                "the late schedule is for heads that read the class token alone: use ratio and blocks instead"
+            )
+        size = host.input_size(model)
+        return Plan(
+            method, schedule, host, host.prefix(model), host.class_token(model), recovery or host.recovery,
+            None if size is None else host.grid(model, size),
+        )  # fmt: skip
+
+    def _placed(self, host: Host) -> Host:
+        """The host with the place where dense tokens come back, for hosts that have a choice."""
+        if self.recover_at is None:
+            return host
+        if not host.places:
+            raise ValueError("this model has no choice of where tokens come back: leave recover_at out")
+        return type(host)(self.recover_at)  # type: ignore[call-arg]
+
+    def _schedule(self, host: Host, depth: int) -> Schedule:
+        given, blocks = self.schedule, _blocks(self.blocks)
+        if given is not None and not isinstance(given, str):
+            return self._own_schedule(given)
+        if given not in (None, "late"):
+            raise ValueError(f'schedule must be "late" or a Schedule, got {given!r}')
+        ratio = RATIO if self.ratio is None else self.ratio
+        if not isinstance(ratio, Real) or isinstance(ratio, bool):
+            raise ValueError(f"ratio is the share of tokens to keep and must be a number in (0, 1], got {ratio!r}")
+        if given == "late":
+            if self.rounding is not None:
+                raise ValueError('schedule="late" reads ratio and blocks, not rounding: leave that out')
+            return Late(float(ratio), depth, blocks)
+        return KeepRatio(
+            float(ratio), host.default_blocks(depth) if blocks is None else blocks, self.rounding or "floor"
+        )
+
+    def _own_schedule(self, given: Any) -> Schedule:
+        if not callable(getattr(given, "kept", None)):
+            raise ValueError(f'schedule must be "late" or a Schedule, got {given!r}')
+        also = {"ratio": self.ratio, "blocks": self.blocks, "rounding": self.rounding}
+        unread = [name for name, value in also.items() if value is not None]
+        if unread:
+            raise ValueError(
+                f"{', '.join(unread)} would not be read beside schedule={type(given).__name__}(...), which says where "
+                "and how far to reduce: give one or the other"
+            )
+        return given

@@ -1,0 +1,1 @@
+"""How compression enters a model: the tokens that go from block to block, the plan, hosts, apply and remove."""
