@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +40,6 @@ class _Probe(Observer):
         self.maps[block] = view.attention
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _probed(model: nn.Module, host: Host, blocks: Sequence[int] | None) -> tuple[nn.Module, _Probe]:
     """A twin of the model, uncompressed, that shows a probe its attention maps; the model itself is not touched."""
     depth = host.first + len(entry.blocks_of(model, host))
@@ -64,7 +51,7 @@ def _probed(model: nn.Module, host: Host, blocks: Sequence[int] | None) -> tuple
     twin = entry.twin(model)
     entry.leave_model(twin)
     entry.enter(twin, plan)
-    return twin, probe
+    return twin.eval(), probe  # its modules have a mode of their own
 
 
 def _batch_importance(twin: nn.Module, probe: _Probe, images: Tensor, labels: Tensor | None) -> dict[int, Tensor]:
@@ -106,7 +93,7 @@ def token_importance(
     device = next(model.parameters()).device
     total: dict[int, Tensor] = {}
     grids: set[tuple[int, int]] = set()
-    with _evaluating(model), torch.enable_grad():
+    with torch.enable_grad():
         for images, labels in batches:
             grids.add(_grid(host, model, images))
             if len(grids) > 1:

@@ -239,8 +239,9 @@ def test_padding_is_never_sampled() -> None:
 def test_padding_stands_in_for_no_token(tiny: Tiny, images: Images) -> None:
     model = ttf.apply(tiny(), method=ATS(trim=False), ratio=0.8, recover=True)
     with torch.no_grad():
-        state = model.blocks.run(torch.randn(3, 65, 48))
-    for _, reduction in state.chain:
+        tokens = model.blocks(torch.randn(3, 65, 48))
+    assert len(tokens.chain) == 3
+    for reduction in tokens.chain:
         assert _padding(reduction).any() and reduction.nearest is not None
         used = torch.zeros_like(reduction.sizes, dtype=torch.bool).scatter(1, reduction.nearest, True)
         assert not (used & _padding(reduction)).any()
