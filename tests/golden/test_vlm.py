@@ -205,8 +205,9 @@ def _llava(fill: str) -> tuple[Any, Reference]:
 
 def _selected(model: Any, images: Tensor) -> Tensor:
     """What LLaVA takes from its tower, the class token gone."""
-    tower = hosts.find(model).runs(model)
-    return tower(images, output_hidden_states=True).hidden_states[model.config.vision_feature_layer][:, 1:]
+    return model.model.vision_tower(images, output_hidden_states=True).hidden_states[model.config.vision_feature_layer][
+        :, 1:
+    ]
 
 
 def _spliced(model: Any, ids: Tensor, features: Tensor) -> Tensor:

@@ -254,10 +254,9 @@ def test_tuples_and_the_configuration(kind: Any, recover: bool, build: Build, im
     model, x = ttf.apply(build(kind), recover=recover), images()
     expected = model(x, output_hidden_states=True)
     assert _same(model(x, output_hidden_states=True, return_dict=False), expected)
-    encoder = _encoder(model)
-    assert encoder(x).hidden_states is None
-    encoder.config.output_hidden_states = model.config.output_hidden_states = True
-    assert _same(encoder(x).hidden_states, expected.hidden_states)
+    assert model(x).hidden_states is None
+    _encoder(model).config.output_hidden_states = model.config.output_hidden_states = True
+    assert _same(model(x).hidden_states, expected.hidden_states)
 
 
 @pytest.mark.parametrize("recover", [False, True])
@@ -306,9 +305,12 @@ def test_layers_refuse_masks(name: str, mask: str, build: Build) -> None:
 
 
 def test_masks_given_to_the_model_are_refused(build: Build, images: Images) -> None:
-    model, x = ttf.apply(build(ENCODERS["vit"])), images()
+    model, x = build(ENCODERS["vit"]), images()
     old = transformers.__version__.startswith("4.")
     mask = {"head_mask": torch.ones(6, 3)} if old else {"attention_mask": (torch.arange(65) < 60).expand(2, -1)}
+    if _same(model(x, **mask), model(x)) and not old:
+        pytest.skip("this version takes no mask")
+    ttf.apply(model)
     with pytest.raises(ValueError, match="takes no attention mask"):
         model(x, **mask)
     assert _same(model(x, **dict.fromkeys(mask)), model(x))
@@ -694,7 +696,7 @@ def test_llava_with_short_tokens_takes_as_many_placeholders(build: Build, images
     with pytest.raises(ValueError, match="features and image tokens do not match"):
         model(input_ids=_prompt(64), pixel_values=x)
     logits = model(input_ids=_prompt(8), pixel_values=x).logits
-    tower = _encoder(model)(x, output_hidden_states=True).hidden_states[-2]
+    tower = model.model.vision_tower(x, output_hidden_states=True).hidden_states[-2]
     assert tower.shape == (2, 9, 48)
     inner = model.model
     embeds = model.get_input_embeddings()(_prompt(8)).clone()

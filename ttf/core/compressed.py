@@ -19,10 +19,12 @@ from ttf.core.host import Call, Exit, Request
 from ttf.core.plan import Place, Plan
 from ttf.core.tokens import Tokens, as_tokens, mean_weights
 from ttf.methods.base import LayerView
+from ttf.ops.attention import Wanted
 from ttf.ops.recovery import nearest_token
 from ttf.ops.reduction import LocalReduction, Reduction, gather_tokens
 
 Whole = Callable[..., Any]
+NOTHING = Wanted()  # by name: torch 2.10 cannot compile the default of a named tuple
 
 
 class CompressedAttention(Exchanged):
@@ -85,7 +87,7 @@ def _advance(block: Any, whole: Whole, tokens: Tokens, place: Place, call: Call)
     if keep >= tokens.x.shape[1]:
         if sizes is None:
             return tokens._replace(x=host.unpack(whole(tokens.x, **call)))
-        view = host.attend(block, tokens.x, Request(sizes, prefix=plan.prefix), call)
+        view = host.attend(block, tokens.x, Request(sizes, NOTHING, plan.prefix), call)
         return tokens._replace(x=host.feed_forward(block, view.x))
     if plan.method.around:
         return _local(whole, tokens, place, call, keep)
