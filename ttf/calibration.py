@@ -56,7 +56,8 @@ def _probed(model: nn.Module, host: Host, blocks: Sequence[int] | None) -> tuple
 
 def _batch_importance(twin: nn.Module, probe: _Probe, images: Tensor, labels: Tensor | None) -> dict[int, Tensor]:
     """Block -> what one batch says of every token, (N,)."""
-    logits = twin(images.detach().requires_grad_())  # maps need a graph where the parameters are frozen, too
+    out = twin(images.detach().requires_grad_())  # maps need a graph where the parameters are frozen, too
+    logits = getattr(out, "logits", out)
     target = logits.detach().argmax(dim=1) if labels is None else labels.to(logits.device)
     maps = dict(probe.maps)
     gradients = torch.autograd.grad(F.cross_entropy(logits.float(), target), list(maps.values()))

@@ -90,3 +90,12 @@ def test_onnx_runtime_equals_eager(compressed: VisionTransformer, images: Images
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(out), compressed(x), atol=1e-4, rtol=1e-4)
+
+
+def test_exported_program_takes_images_of_any_size(tiny: Tiny, images: Images) -> None:
+    model = ttf.apply(tiny(depth=4, dynamic_img_size=True), blocks=(1, 2), tau=10.0).requires_grad_(False)
+    any_size = torch.export.Dim.AUTO
+    program = torch.export.export(model, (images(2),), dynamic_shapes=({0: any_size, 2: any_size, 3: any_size},))
+    assert not [node for node in program.graph.nodes if str(node.target).startswith("ttf.")]  # it runs without ttf
+    for x in (images(3, 24, 40), images(2, 48, 32)):
+        torch.testing.assert_close(program.module()(x), model(x), atol=1e-4, rtol=1e-4)

@@ -153,13 +153,14 @@ def summed_in_blocks(
 def _blocks(q: Tensor) -> list[tuple[slice, slice, slice]]:
     """Images, heads and queries whose maps fit into the cache together: whole maps as long as these do."""
     batch, heads, tokens, _ = q.shape
-    if torch.compiler.is_compiling() or recorded():  # of any number of images
-        return [(slice(None), slice(None), queries) for queries in slices(tokens, tokens if tokens < 1024 else 256)]
+    if torch.compiler.is_compiling() or recorded():  # of any number of images, and of tokens where these are few
+        rows = [slice(0, None)] if tokens < 1024 else slices(tokens, 256)
+        return [(slice(None), slice(None), queries) for queries in rows]
     budget = CPU_BLOCK if q.device.type == "cpu" else GPU_BLOCK
     area = max(1, tokens * tokens)
     images, together = max(1, budget // max(1, heads * area)), max(1, budget // area)
-    rows = max(1, budget // max(1, tokens))
-    return list(product(slices(batch, images), slices(heads, together), slices(tokens, rows)))
+    queries = max(1, budget // max(1, tokens))
+    return list(product(slices(batch, images), slices(heads, together), slices(tokens, queries)))
 
 
 def slices(length: int, step: int) -> list[slice]:
