@@ -45,11 +45,12 @@ class CompressedBlock(Exchanged):
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         place, whole = self.ttf_place, super().forward
-        call = place.plan.host.arguments(_named(self, args, kwargs), None)
         tokens = as_tokens(x, f"block {type(self).__name__}")
-        if isinstance(x, Tensor) and not _acts(place, tokens):
+        call = place.plan.host.arguments(_named(self, args, kwargs), tokens.places)
+        keep = _keep(place, tokens)
+        if isinstance(x, Tensor) and keep >= x.shape[1] and not _watched(place):
             return whole(x, *args, **kwargs)  # nothing has been reduced yet: what the library returns
-        after = _advance(self, whole, tokens, place, call)
+        after = _advance(self, whole, tokens, place, call, keep)
         back = isinstance(x, Tensor) and after.sizes is None  # all tokens are back at the end of the block
         return place.plan.host.pack(self, after.x if back else after)
 
@@ -73,14 +74,9 @@ def _watched(place: Place) -> bool:
     return observer is not None and place.number in observer.blocks
 
 
-def _acts(place: Place, tokens: Tokens) -> bool:
-    return place.number >= 0 and (_watched(place) or _keep(place, tokens) < tokens.x.shape[1])
-
-
-def _advance(block: Any, whole: Whole, tokens: Tokens, place: Place, call: Call) -> Tokens:
+def _advance(block: Any, whole: Whole, tokens: Tokens, place: Place, call: Call, keep: int) -> Tokens:
     """One block: attention, reduction if the schedule says so, feed-forward."""
     plan, host = place.plan, place.plan.host
-    call, keep = host.arguments(call, tokens.places), _keep(place, tokens)
     sizes = tokens.sizes if plan.method.scaling else None
     if _watched(place):
         return _observe(block, tokens, place, call)

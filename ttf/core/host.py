@@ -23,6 +23,9 @@ Call = Mapping[str, Any]  # the keyword arguments of a block
 Leave = Literal["short", "mean", "max", "tokens", "chain"]
 
 
+NO_MASKS = "a compressed model takes no attention mask: its tokens are no longer those of the mask"
+
+
 class Request(NamedTuple):
     """What an attention layer is asked for.
 

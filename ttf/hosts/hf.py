@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ttf.core.attention import attended_heads
 from ttf.core.compressed import PassThrough
 from ttf.core.exchange import own_class
-from ttf.core.host import Attended, Call, Exit, Host, Request, ask
+from ttf.core.host import NO_MASKS, Attended, Call, Exit, Host, Request, ask
 from ttf.core.tokens import Tokens
 from ttf.hosts.hf_modules import CompressedEmbeddings, CompressedPooling, CompressedTower
 from ttf.methods.base import LayerView
@@ -31,7 +31,6 @@ HEADS, SCALE = ("num_heads", "num_attention_heads"), ("scale", "scaling")
 DROPOUT = ("dropout", "attention_dropout", "dropout_prob")
 DROPS = ("drop_path", "dropout")
 MASKS = ("attention_mask", "causal_attention_mask", "head_mask", "layer_head_mask")
-NO_MASK = "a compressed model takes no attention mask: its tokens are no longer those of the mask"
 NO_FLEX = (
     "flex_attention masks every layer, and a compressed model takes no mask: load it with attn_implementation='sdpa'"
 )
@@ -206,7 +205,7 @@ class HuggingFaceHost(Host):
         """As they are, without masks; rotations of the tokens' places where these are not their own."""
         masks = [call[name] for name in MASKS if call.get(name) is not None]
         if masks:
-            raise ValueError(NO_MASK if isinstance(masks[0], Tensor) else NO_FLEX)
+            raise ValueError(NO_MASKS if isinstance(masks[0], Tensor) else NO_FLEX)
         rotation = call.get("position_embeddings")
         if rotation is None or places is None:
             return call

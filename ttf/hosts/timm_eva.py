@@ -13,10 +13,8 @@ from timm.models import eva
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ttf.core.attention import attended_heads
-from ttf.core.host import Attended, Call, Host, Request, ask
-from ttf.hosts.timm_vit import TimmViT, check_blocks, check_exits, project, refuse_masks
-from ttf.methods.base import LayerView
+from ttf.core.host import Call, Host
+from ttf.hosts.timm_vit import TimmViT, check_blocks, check_exits, refuse_masks
 
 BLOCKS = (eva.EvaBlock, eva.EvaBlockPostNorm)
 ATTENTION = tuple(getattr(eva, name) for name in ("EvaAttention", "AttentionRope") if hasattr(eva, name))
@@ -73,10 +71,6 @@ def _qkv(attn: Any, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Ten
     return q, k, v
 
 
-def _scaled(gamma: Tensor | None, x: Tensor) -> Tensor:
-    return x if gamma is None else gamma * x
-
-
 class TimmEva(TimmViT):
     """timm's ``Eva`` and its subclasses.
 
@@ -86,6 +80,7 @@ class TimmEva(TimmViT):
 
     positional = ("rope", "attn_mask", "is_causal")
     merges_inside = False
+    norms_last = (eva.EvaBlockPostNorm,)
 
     def __init__(self, rotary: bool) -> None:
         self.rotary = rotary
@@ -103,30 +98,14 @@ class TimmEva(TimmViT):
             return {}
         return {"rope": rope if places is None else rotations(rope, places)}
 
-    def attended(self, attention: Any, x: Tensor, request: Request, call: Call) -> Attended:
-        """See ``Host.attended``; queries and keys are rotated."""
-        dropout = attention.attn_drop.p if attention.training else 0.0
-        return attended_heads(
-            *_qkv(attention, x, call.get("rope")), attention.scale, request,
-            lambda out: project(attention, x, out), dropout,
-        )  # fmt: skip
+    def heads(self, attention: Any, x: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (B, H, N, D) each; queries and keys are rotated."""
+        return _qkv(attention, x, call.get("rope"))
 
-    def attend(self, block: Any, x: Tensor, request: Request, call: Call) -> LayerView:
-        """x + gamma attn(norm1(x)), or x + norm1(attn(x)) where norms come last."""
-        if isinstance(block, eva.EvaBlockPostNorm):
-            attended = ask(block.attn, x, request, call)
-            out = block.norm1(attended.x)
-        else:
-            attended = ask(block.attn, block.norm1(x), request, call)
-            out = _scaled(block.gamma_1, attended.x)
-        x = x + block.drop_path1(out)
-        return attended.view(x, request.prefix, block.norm2(x) if request.wanted.normed else None)
-
-    def feed_forward(self, block: Any, x: Tensor) -> Tensor:
-        """x + gamma mlp(norm2(x)), or x + norm2(mlp(x))."""
-        if isinstance(block, eva.EvaBlockPostNorm):
-            return x + block.drop_path2(block.norm2(block.mlp(x)))
-        return x + block.drop_path2(_scaled(block.gamma_2, block.mlp(block.norm2(x))))
+    def scaled(self, block: Any, branch: int, out: Tensor) -> Tensor:
+        """gamma times the output, where the block has one."""
+        gamma = block.gamma_1 if branch == 1 else block.gamma_2
+        return out if gamma is None else gamma * out
 
 
 def host(model: nn.Module) -> Host:

@@ -18,7 +18,7 @@ from ttf.core.attention import attended_heads
 from ttf.core.compressed import PassThrough
 from ttf.core.entry import enter_exits, twin
 from ttf.core.exchange import Exchanged, own_class
-from ttf.core.host import Attended, Branch, Call, Exit, Host, Leave, Request, ask
+from ttf.core.host import NO_MASKS, Attended, Branch, Call, Exit, Host, Leave, Request, ask
 from ttf.core.plan import Place
 from ttf.core.tokens import Tokens, as_tokens
 from ttf.methods.base import LayerView
@@ -47,7 +47,7 @@ def project(attn: Any, x: Tensor, out: Tensor) -> Tensor:
 def refuse_masks(call: Call) -> None:
     """Raise ``ValueError`` where a block is called with a mask of its tokens."""
     if call.get("attn_mask") is not None or call.get("is_causal"):
-        raise ValueError("a compressed model takes no attention mask: its tokens are no longer those of the mask")
+        raise ValueError(NO_MASKS)
 
 
 class TimmBlocks(Host):
@@ -55,6 +55,15 @@ class TimmBlocks(Host):
 
     positional: tuple[str, ...] = ("attn_mask", "is_causal")
     merges_inside = True
+    norms_last: Any = (vit.ResPostBlock,)
+
+    def heads(self, attention: Any, x: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (B, H, N, D) each."""
+        return _qkv(attention, x)
+
+    def scaled(self, block: Any, branch: int, out: Tensor) -> Tensor:
+        """What layer scale makes of the output of branch 1 or 2 of a block with its norms in front."""
+        return (block.ls1 if branch == 1 else block.ls2)(out)
 
     def arguments(self, call: Call, places: Tensor | None) -> Call:
         """None: without masks, a block has no arguments."""
@@ -62,28 +71,28 @@ class TimmBlocks(Host):
         return {}
 
     def attended(self, attention: Any, x: Tensor, request: Request, call: Call) -> Attended:
-        """See ``Host.attended``; by the queries, keys and values of ``Attention``."""
+        """See ``Host.attended``; by ``heads``."""
         dropout = attention.attn_drop.p if attention.training else 0.0
         return attended_heads(
-            *_qkv(attention, x), attention.scale, request, lambda out: project(attention, x, out), dropout
+            *self.heads(attention, x, call), attention.scale, request, lambda out: project(attention, x, out), dropout
         )
 
     def attend(self, block: Any, x: Tensor, request: Request, call: Call) -> LayerView:
-        """x + ls1(attn(norm1(x))), or x + norm1(attn(x)) where norms come last."""
-        if isinstance(block, vit.ResPostBlock):
+        """x + scaled(attn(norm1(x))), or x + norm1(attn(x)) where norms come last."""
+        if isinstance(block, self.norms_last):
             attended = ask(block.attn, x, request, call)
             out = block.norm1(attended.x)
         else:
             attended = ask(block.attn, block.norm1(x), request, call)
-            out = block.ls1(attended.x)
+            out = self.scaled(block, 1, attended.x)
         x = x + block.drop_path1(out)
         return attended.view(x, request.prefix, block.norm2(x) if request.wanted.normed else None)
 
     def feed_forward(self, block: Any, x: Tensor) -> Tensor:
-        """x + ls2(mlp(norm2(x))), or x + norm2(mlp(x))."""
-        if isinstance(block, vit.ResPostBlock):
+        """x + scaled(mlp(norm2(x))), or x + norm2(mlp(x))."""
+        if isinstance(block, self.norms_last):
             return x + block.drop_path2(block.norm2(block.mlp(x)))
-        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+        return x + block.drop_path2(self.scaled(block, 2, block.mlp(block.norm2(x))))
 
     def branches(self, block: Any, call: Call) -> tuple[Branch, Branch]:
         """Attention and feed-forward without their residuals."""
