@@ -9,10 +9,10 @@ from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ttf import cli
+from ttf.bench.timing import Timing, timings
 from ttf.data.files import atomic_write
+from ttf.report.tables import markdown, show
 from ttf.results import speed
-from ttf.results.tables import markdown, show
-from ttf.tasks.speed import Timing, timings
 
 COLUMNS = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
 

@@ -8,8 +8,8 @@ import hydra
 from omegaconf import DictConfig
 
 from ttf import cli
+from ttf.bench.counting import counted
 from ttf.results.speed import read, write
-from ttf.tasks.counting import counted
 
 SAME = ("experiment", "model", "ratio", "blocks")
 

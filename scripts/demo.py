@@ -10,7 +10,7 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
 from ttf import cli
-from ttf.results import tables
+from ttf.report import tables
 from ttf.results.measured import Measured
 from ttf.results.store import Row, Store
 from ttf.tasks.run import Run, execute

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from ttf import cli
 from ttf.errors import MissingError
-from ttf.results.report import log_row, print_row
+from ttf.report.terminal import log_row, print_row
 from ttf.results.store import write_json
 from ttf.tasks.run import execute
 

@@ -9,12 +9,12 @@ from omegaconf import DictConfig
 
 from ttf import cli
 from ttf.data.files import atomic_write
-from ttf.results import dense, speed_figures
-from ttf.results.curves import accuracy_against_gmacs, error_against_accuracy
-from ttf.results.lines import Sources, curves_of
-from ttf.results.ranking import ranking
+from ttf.report import dense, speed_figures
+from ttf.report.curves import accuracy_against_gmacs, error_against_accuracy
+from ttf.report.lines import Sources, curves_of
+from ttf.report.ranking import ranking
+from ttf.report.tables import markdown, show
 from ttf.results.speed import read
-from ttf.results.tables import markdown, show
 
 FIGURES = {"fig2": error_against_accuracy, "fig4a": accuracy_against_gmacs}
 SPEED = {"speed": speed_figures.speed_against_macs, "speed_tokens": speed_figures.time_against_tokens}

@@ -10,14 +10,14 @@ from omegaconf import DictConfig
 
 import ttf
 from ttf import api, cli
+from ttf.bench import roofline as floor
+from ttf.bench.entries import sized
 from ttf.building import build
 from ttf.data.files import atomic_write
 from ttf.data.transforms import preprocessing
 from ttf.measure.provenance import provenance
+from ttf.report.tables import markdown, show
 from ttf.results import speed
-from ttf.results.tables import markdown, show
-from ttf.tasks import floor
-from ttf.tasks.contest import sized
 from ttf.tasks.options import pick_device, pick_dtype, reduction
 
 

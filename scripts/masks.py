@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 from ttf import cli
-from ttf.results.masks import figure
+from ttf.report.masks import figure
 from ttf.tasks.masks import examples
 
 

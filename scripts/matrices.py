@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 import ttf
 from ttf import cli
-from ttf.results.figures import picture
-from ttf.results.matrices import matrices
+from ttf.report.figures import picture
+from ttf.report.matrices import matrices
 from ttf.tasks.run import Run
 
 

@@ -9,11 +9,11 @@ import torch
 from omegaconf import DictConfig
 
 from ttf import cli
+from ttf.bench.operators import operators
 from ttf.data.files import atomic_write
 from ttf.measure.provenance import provenance
+from ttf.report.tables import markdown, show
 from ttf.results import speed
-from ttf.results.tables import markdown, show
-from ttf.tasks.operators import operators
 
 
 def cells(rows: list[speed.Row]) -> list[list[str]]:

@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 
 from ttf import cli
 from ttf.data.files import atomic_write
-from ttf.results import tables, zoo
-from ttf.results.lines import Sources, accuracy_of, lines_by_heading
+from ttf.report import tables, zoo
+from ttf.report.lines import Sources, accuracy_of, lines_by_heading
 from ttf.results.measured import printed_lines
 from ttf.results.speed import read
 from ttf.tasks.availability import ADVICE, lack

@@ -12,12 +12,12 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import nn
 
+from ttf.bench.counting import counted
 from ttf.models.vit_mini import segmenter_mini
 from ttf.models.weights import save_weights
-from ttf.results import dense, masks
-from ttf.results.lines import Sources
+from ttf.report import dense, masks
+from ttf.report.lines import Sources
 from ttf.results.store import Row
-from ttf.tasks.counting import counted
 from ttf.tasks.masks import examples
 
 ROOT = Path(__file__).parents[2]

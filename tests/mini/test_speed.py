@@ -9,10 +9,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from ttf.bench import modes
+from ttf.bench.timing import timings
 from ttf.measure.provenance import operators_used
 from ttf.results import speed
-from ttf.tasks import modes
-from ttf.tasks.speed import timings
 
 SMALL = ["model=deit_ti", *(f"+model.network.{item}" for item in ("depth=4", "embed_dim=48", "num_heads=3"))]
 CONFIGS = str(Path(__file__).parents[2] / "configs")

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ttf.results import dense, masks
-from ttf.results.lines import Sources
+from ttf.report import dense, masks
+from ttf.report.lines import Sources
 from ttf.results.measured import read
 from ttf.results.store import Store
 from ttf.tasks.segmentation import areas, metrics

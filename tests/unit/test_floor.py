@@ -10,9 +10,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 import ttf
 from ttf import api
+from ttf.bench import roofline as floor
 from ttf.methods import TokenTransform
 from ttf.ops import backend
-from ttf.tasks import floor
 
 KNOWN = floor.Rates(gmacs_per_s=100.0, gb_per_s=10.0)
 SHAPE = (2, 3, 32, 32)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ttf.api import LayerTrace
-from ttf.results import figures, matrices
+from ttf.report import figures, matrices
 
 PNG = b"\x89PNG"
 

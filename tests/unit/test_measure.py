@@ -8,8 +8,9 @@ from torch import nn
 
 from ttf.measure import interleaved, params_m
 from ttf.measure.memory import peak_mib
+from ttf.metrics import intervals
 from ttf.results.store import Store, read_json, signature
-from ttf.tasks import classification, intervals
+from ttf.tasks import classification
 from ttf.tasks.classification import Predictions
 
 

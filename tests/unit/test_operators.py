@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ttf.bench import operators
 from ttf.ops import native
-from ttf.tasks import operators
 
 compiled = pytest.mark.skipif(not native.loaded(), reason="not compiled: python -m ttf.ops.native")
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ttf.results import curves, figures, lines, measured, ranking, tables
+from ttf.metrics.paired import compare, mcnemar, signed_rank, top1_difference
+from ttf.report import curves, figures, lines, ranking, tables
+from ttf.results import measured
 from ttf.results.measured import Measured
-from ttf.results.paired import compare, mcnemar, signed_rank, top1_difference
 from ttf.results.store import Store
 
 PNG = b"\x89PNG"

@@ -17,12 +17,13 @@ from torch import Tensor
 
 import ttf
 from tests.unit.test_zoo import cost
-from ttf.results import speed, speed_figures
+from ttf.bench import modes
+from ttf.bench.arithmetic import arithmetic
+from ttf.bench.budget import nearest
+from ttf.bench.counting import Shapes
+from ttf.report import speed_figures
+from ttf.results import speed
 from ttf.schedule import KeepRatio, RemovePerBlock
-from ttf.tasks import modes
-from ttf.tasks.arithmetic import arithmetic
-from ttf.tasks.counting import Shapes
-from ttf.tasks.matching import nearest
 
 Tiny = Callable[..., VisionTransformer]
 Images = Callable[..., Tensor]

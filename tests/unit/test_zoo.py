@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_results import Rows
-from ttf.results import speed, zoo
-from ttf.results.lines import accuracy_of
+from ttf.report import zoo
+from ttf.report.lines import accuracy_of
+from ttf.results import speed
 from ttf.results.measured import printed_lines
 
 PAPER = """row,model,method,training_free,params_m,gmacs,top1,images_per_s

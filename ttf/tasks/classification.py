@@ -23,8 +23,8 @@ from ttf.data.files import atomic_write
 from ttf.data.imagenet import BadImageError
 from ttf.data.subset import Collate, OnBadImage, Remembered
 from ttf.data.transforms import Preprocessing, preprocessing
+from ttf.metrics import intervals
 from ttf.results.store import Row
-from ttf.tasks import intervals
 from ttf.tasks.base import Compression, Outcomes, Task, progress
 
 REMEMBERED_IMAGES = 2000  # 600 KB each at 224 x 224

@@ -9,10 +9,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 import ttf
+from ttf.bench.entries import experiment
 from ttf.data.imagenet import BadImageError
 from ttf.models.weights import load_model
-from ttf.results.masks import Example
-from ttf.tasks.contest import experiment
+from ttf.report.masks import Example
 from ttf.tasks.options import check_pair
 from ttf.tasks.segmentation import Segmentation, label_map
 

@@ -125,7 +125,7 @@ class Run:
         """
         if self.reduction is None:
             raise ValueError("method=none transforms nothing: choose a method")
-        from ttf.results.figures import informative_tokens  # matplotlib: not for every evaluation
+        from ttf.report.figures import informative_tokens  # matplotlib: not for every evaluation
 
         model, images, how = self.photographs(positions)
         informative_tokens(images, ttf.trace(ttf.apply(model, **self.reduction), images), how, path)

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from ttf.data.imagenet import BadImageError
 from ttf.data.segmentation import IGNORED
 from ttf.data.subset import check_on_bad_image
+from ttf.metrics import intervals
 from ttf.results.store import Row
-from ttf.tasks import intervals
 from ttf.tasks.base import Compression, Outcomes, Task, progress
 from ttf.tasks.windows import Inference, Size, enlarged
 

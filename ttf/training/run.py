@@ -17,9 +17,9 @@ import ttf
 from ttf.building import build
 from ttf.calibration import calibrate_on, load_matrices, save_matrices
 from ttf.data.files import atomic_write
+from ttf.metrics.paired import mcnemar
 from ttf.models.segmenter import Segmenter, encoder_from_timm
 from ttf.models.weights import load_model, load_strictly, save_weights
-from ttf.results.paired import mcnemar
 from ttf.results.store import Row, signature, write_json
 from ttf.tasks.options import reduction
 from ttf.training.data import Mixing

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from ttf.metrics.paired import top1_difference
+from ttf.report.tables import Cells
 from ttf.results.measured import Measured
-from ttf.results.paired import top1_difference
 from ttf.results.speed import Row
-from ttf.results.tables import Cells
 
 LEGEND = """\
 paper: quoted from arXiv 2506.05709; everything else was measured by this code. Lines without any figure here are other

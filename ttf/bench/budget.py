@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from ttf.tasks.contest import OPEN, Contest, Contestant
-from ttf.tasks.counting import Shapes
+from ttf.bench.counting import Shapes
+from ttf.bench.entries import OPEN, Contest, Contestant
 
 
 def nearest(count: Callable[[int], float], low: int, high: int, target: float) -> int:

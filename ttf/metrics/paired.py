@@ -8,7 +8,7 @@ import torch
 from scipy.stats import binomtest, wilcoxon
 from torch import Tensor
 
-from ttf.tasks import intervals
+from ttf.metrics import intervals
 
 
 @dataclass(frozen=True)

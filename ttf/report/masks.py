@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ttf.data.segmentation import IGNORED, Colour
-from ttf.results.figures import save
+from ttf.report.figures import save
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

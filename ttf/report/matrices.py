@@ -17,7 +17,7 @@ from matplotlib.colors import ListedColormap, PowerNorm
 from torch import Tensor
 
 from ttf.api import LayerTrace
-from ttf.results.figures import save, shares
+from ttf.report.figures import save, shares
 
 matplotlib.use("Agg")
 

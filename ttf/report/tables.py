@@ -10,8 +10,8 @@ from functools import cached_property
 from rich.console import Console
 from rich.table import Table
 
+from ttf.metrics.paired import compare, top1_difference
 from ttf.results.measured import Measured
-from ttf.results.paired import compare, top1_difference
 
 LEGEND = (
     "drop: points of top-1 below the uncompressed model, paired 95 % interval; agree: images with the uncompressed "

@@ -16,6 +16,10 @@ from torch import Tensor, nn
 
 import ttf
 from ttf import api, hosts
+from ttf.bench import modes
+from ttf.bench.arithmetic import arithmetic
+from ttf.bench.budget import anchor, matched
+from ttf.bench.entries import Contest, contests
 from ttf.building import build
 from ttf.data.transforms import preprocessing
 from ttf.measure.memory import peak_mib
@@ -23,10 +27,6 @@ from ttf.measure.provenance import provenance
 from ttf.measure.throughput import FEWEST_ROUNDS, WARM_UP
 from ttf.results.speed import BASE, Row
 from ttf.results.store import signature
-from ttf.tasks import modes
-from ttf.tasks.arithmetic import arithmetic
-from ttf.tasks.contest import Contest, contests
-from ttf.tasks.matching import anchor, matched
 from ttf.tasks.options import pick_device, pick_dtype
 
 LARGEST_BATCH = 16
@@ -60,7 +60,7 @@ class Timing:
         device: where.
         known: provenance.
         batch: of the config; None: chosen by the cost of the model.
-        mode: one of ``ttf.tasks.modes.MODES``.
+        mode: one of ``ttf.bench.modes.MODES``.
     """
 
     cfg: DictConfig

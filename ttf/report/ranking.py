@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ttf.results.curves import NAMES, Curves, models
+from ttf.report.curves import NAMES, Curves, models
+from ttf.report.tables import Cells, small
 from ttf.results.measured import Measured
-from ttf.results.tables import Cells, small
 
 BUDGETS = range(40, 85, 5)  # percent of the uncompressed multiply-accumulates
 SLACK = 1.025  # a curve that begins this little above a budget counts there with its first row

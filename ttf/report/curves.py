@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from scipy.stats import spearmanr
 
-from ttf.results.figures import save
+from ttf.report.figures import save
 from ttf.results.measured import Measured
 
 matplotlib.use("Agg")

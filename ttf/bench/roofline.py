@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from ttf import api
+from ttf.bench.arithmetic import again
 from ttf.measure.gmacs import UNCOUNTED
-from ttf.tasks.arithmetic import again
 
 PRODUCTS, ATTENTION, REST = "matrix products", "fused attention", "norms, activations, copies"
 SUMMED, TRANSFORM = "attention with column sums", "transform"

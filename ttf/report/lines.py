@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ttf.report.tables import PAPER_BASE, Line, grouped
 from ttf.results.measured import (
     Measured,
     halves,
@@ -17,7 +18,6 @@ from ttf.results.measured import (
     title,
     uncompressed,
 )
-from ttf.results.tables import PAPER_BASE, Line, grouped
 
 STUDY = "study"
 BY_KL = (STUDY, "readings")  # best first; other tables keep the order of the paper

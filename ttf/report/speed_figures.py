@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from ttf.results import curves
-from ttf.results.figures import save
+from ttf.report import curves
+from ttf.report.figures import save
 from ttf.results.speed import BASE, Row, read, text
 
 matplotlib.use("Agg")
