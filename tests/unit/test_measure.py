@@ -8,7 +8,7 @@ from torch import nn
 
 from ttf.measure import interleaved, params_m
 from ttf.measure.memory import peak_mib
-from ttf.metrics import intervals
+from ttf.metrics import intervals, measure
 from ttf.results.store import Store, read_json, signature
 from ttf.tasks import classification
 from ttf.tasks.classification import Predictions
@@ -38,8 +38,8 @@ def _predictions(logits, features=None):
 def test_outcomes_and_their_means_by_hand():
     base = _predictions([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]])
     moved = _predictions([[0.0, 2.0, 1.0], [0.0, 3.0, 0.0]], torch.tensor([[1.0, 2.0], [1.0, 1.0]]))
-    assert classification.metrics(classification.outcomes(base, base))["top1"]["value"] == 100
-    shift = classification.metrics(classification.outcomes(moved, base))
+    assert measure("cls", classification.outcomes(base, base))["top1"]["value"] == 100
+    shift = measure("cls", classification.outcomes(moved, base))
     assert shift["top1"]["value"] == 50
     assert shift["top5"]["value"] == 100
     p, q = base.logits[0].softmax(0), moved.logits[0].softmax(0)

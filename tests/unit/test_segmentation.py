@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from ttf.data.imagenet import BadImageError
 from ttf.data.segmentation import ADE20K, Augmentation, CamVid, Cityscapes, SegmentationFolder
+from ttf.metrics import measure
+from ttf.metrics.segmentation import resampled, scores
 from ttf.tasks import segmentation as seg
 from ttf.tasks import windows
 
@@ -265,7 +267,7 @@ def test_scores_of_an_example_by_hand():
     answer = torch.tensor([[0, 1, 1], [1, 3, 2]])
     matrix = seg.confusion(answer, mask, 5)
     assert matrix.nonzero().tolist() == [[0, 0], [0, 1], [1, 1], [1, 3]] and matrix.sum() == 5
-    found = seg.scores(seg.areas(matrix))
+    found = scores(seg.areas(matrix))
     # 2 is called where nothing counts, 4 is nowhere: both have no score; 3 is called once and is nowhere: 0
     nan = float("nan")
     torch.testing.assert_close(found.iou, torch.tensor([1 / 2, 2 / 4, nan, 0.0, nan]).double(), equal_nan=True)
@@ -295,10 +297,10 @@ def test_scores_equal_those_of_sets_of_pixels():
     parts = [seg.confusion(torch.tensor(a), torch.tensor(m), 9) for a, m in zip(answers, masks, strict=True)]
     pixels = seg.areas(torch.stack(parts))
     assert pixels.shape == (6, 3, 9)
-    whole = seg.scores(pixels.sum(0))
+    whole = scores(pixels.sum(0))
     expected = _numpy_scores(answers, masks, 9)
     assert (whole.miou.item(), whole.macc.item(), whole.aacc.item()) == pytest.approx(expected)
-    torch.testing.assert_close(whole.iou, seg.scores(seg.areas(torch.stack(parts).sum(0))).iou, equal_nan=True)
+    torch.testing.assert_close(whole.iou, scores(seg.areas(torch.stack(parts).sum(0))).iou, equal_nan=True)
 
 
 def test_labels_that_the_model_does_not_know_are_refused():
@@ -310,12 +312,12 @@ def test_labels_that_the_model_does_not_know_are_refused():
 def test_sets_are_drawn_from_the_images():
     pixels = torch.randint(1, 50, (30, 3, 4), generator=torch.Generator().manual_seed(0))
     pixels[:, 1:] += pixels[:, :1]  # at least as many pixels as are right
-    found = seg.resampled(pixels, times=400)
-    assert abs(found.miou.mean() - seg.scores(pixels.sum(0)).miou) < 0.01 and 0 < found.miou.std() < 0.1
-    assert torch.equal(found.miou, seg.resampled(pixels, times=400).miou)
-    same = seg.resampled(pixels[:1].expand(30, -1, -1), times=5)
-    torch.testing.assert_close(same.miou, seg.scores(pixels[0]).miou.expand(5))
-    shift = seg.resampled(pixels + torch.tensor([5, 5, 5]).view(3, 1), times=400).miou - found.miou
+    found = resampled(pixels, times=400)
+    assert abs(found.miou.mean() - scores(pixels.sum(0)).miou) < 0.01 and 0 < found.miou.std() < 0.1
+    assert torch.equal(found.miou, resampled(pixels, times=400).miou)
+    same = resampled(pixels[:1].expand(30, -1, -1), times=5)
+    torch.testing.assert_close(same.miou, scores(pixels[0]).miou.expand(5))
+    shift = resampled(pixels + torch.tensor([5, 5, 5]).view(3, 1), times=400).miou - found.miou
     assert bool((shift > 0).all())  # set by set, the better model is better
 
 
@@ -334,11 +336,11 @@ def test_a_row_of_figures():
     other = seg.outcome(torch.randn(5, 6, 8), base, mask)
     assert same["kl"] == 0 and same["agreement"] == 1 and other["kl"] > 0 and other["agreement"] < 1
     outcomes = {name: torch.stack([same[name], other[name]]) for name in same}
-    found = seg.metrics(outcomes)
+    found = measure("seg", outcomes)
     assert list(found) == ["miou", "aacc", "macc", "agreement", "kl"]
-    assert found["miou"]["value"] == pytest.approx(100 * seg.scores(outcomes["areas"].sum(0)).miou.item())
+    assert found["miou"]["value"] == pytest.approx(100 * scores(outcomes["areas"].sum(0)).miou.item())
     assert all(figure["ci95"][0] <= figure["value"] <= figure["ci95"][1] for figure in found.values())
-    perfect = seg.metrics({name: torch.stack([same[name]] * 2) for name in same})
+    perfect = measure("seg", {name: torch.stack([same[name]] * 2) for name in same})
     assert [perfect[name]["value"] for name in ("miou", "aacc", "macc", "agreement", "kl")] == [100, 100, 100, 100, 0]
 
 

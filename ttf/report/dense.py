@@ -12,12 +12,12 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from ttf.metrics.segmentation import resampled
 from ttf.report.figures import save
 from ttf.report.lines import Sources
 from ttf.report.tables import Cells, small
+from ttf.results.costs import Row
 from ttf.results.measured import Measured, of_experiment, printed_lines, read, title, uncompressed
-from ttf.results.speed import Row
-from ttf.tasks.segmentation import resampled
 
 matplotlib.use("Agg")
 

@@ -12,8 +12,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from ttf.metrics import measure
 from ttf.results.store import Row, Store
-from ttf.tasks.classification import metrics
 
 COMPARABLE = ("model", "data", "limit", "seed", "dtype", "task")
 
@@ -44,7 +44,7 @@ class Measured:
     @cached_property
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Means and 95 % intervals."""
-        return metrics(self.images) if self.skip else self.row["metrics"]
+        return measure("cls", self.images) if self.skip else self.row["metrics"]
 
     @property
     def count(self) -> int:

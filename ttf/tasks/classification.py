@@ -5,7 +5,6 @@ Shapes: n images, K classes, C channels of the features before the classifier.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from ttf import processes
 from ttf.data.files import atomic_write
 from ttf.data.imagenet import BadImageError
 from ttf.data.subset import Collate, OnBadImage, Remembered
 from ttf.data.transforms import Preprocessing, preprocessing
-from ttf.metrics import intervals
-from ttf.results.store import Row
-from ttf.tasks.base import Compression, Outcomes, Task, progress
+from ttf.results.store import Row, signature
+from ttf.tasks.base import Bar, Compression, Outcomes, Task
 
+OUTPUTS = ("logits", "features", "labels")
 REMEMBERED_IMAGES = 2000  # 600 KB each at 224 x 224
 
 
@@ -67,46 +67,61 @@ def _check_finite(logits: Tensor, indices: list[int]) -> None:
         raise ValueError(f"the model gives NaN or infinite logits for image number {numbers}: check weights and dtype")
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How images are read: so many together, by so many processes, and what happens to one that cannot be read."""
+
+    batch_size: int = 50
+    workers: int = 0
+    on_bad_image: OnBadImage = "stop"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a model gives for a batch of images."""
+
+    logits: Tensor | None
+    features: Tensor | None
+    labels: Tensor | None
+    bad: list[BadImageError]
+
+
 @torch.inference_mode()
-def predict(
-    model: nn.Module,
-    data: Dataset[Any],
-    *,
-    batch_size: int = 50,
-    workers: int = 0,
-    on_bad_image: OnBadImage = "stop",
-    label: str = "evaluating",
-) -> Predictions:
+def _parts(model: nn.Module, data: Dataset[Any], batches: list[list[int]], read: Reading, label: str) -> list[_Part]:
+    like = next(model.parameters())
+    loader = DataLoader(data, batch_sampler=batches, num_workers=read.workers, collate_fn=Collate(read.on_bad_image))
+    found = []
+    with Bar(label, sum(map(len, batches))) as bar, _classifier_inputs(model) as features:
+        for indices, batch, errors in loader:
+            part = _Part(None, None, None, errors)
+            if batch is not None:
+                logits = model(batch[0].to(like.device, like.dtype)).float().cpu()
+                _check_finite(logits, indices)
+                part = _Part(logits, features.pop().float().cpu(), batch[1], errors)
+            found.append(part)
+            bar.advance(len(indices) + len(errors))
+    return found
+
+
+def predict(model: nn.Module, data: Dataset[Any], read: Reading | None = None, label: str = "evaluating") -> Predictions:
     """Run ``model`` over ``data``, items as ``Shuffled`` gives them, with a progress bar.
+
+    Several processes (torchrun) share the batches, which stay the same, so the outputs are those of one process.
 
     Raises:
         ValueError: an unreadable image with on_bad_image="stop", no readable image at all, or NaN logits.
     """
-    like = next(model.parameters())
-    loader = DataLoader(data, batch_size, num_workers=workers, collate_fn=Collate(on_bad_image))
-    logits, labels, bad = list[Tensor](), list[Tensor](), list[BadImageError]()
-    with progress(label) as bar, _classifier_inputs(model) as features:
-        task = bar.add_task("", total=len(data))  # type: ignore[arg-type]
-        for indices, batch, errors in loader:
-            bad += errors
-            bar.advance(task, len(indices) + len(errors))
-            if batch is not None:
-                logits.append(model(batch[0].to(like.device, like.dtype)).float().cpu())
-                labels.append(batch[1])
-                _check_finite(logits[-1], indices)
-        if not logits:
-            raise ValueError("not a single image could be read: " + "; ".join(map(str, bad[:4])))
-        pooled = torch.cat([f.float().cpu() for f in features])
-    return Predictions(torch.cat(logits), pooled, torch.cat(labels), bad)
-
-
-def _share(hits: Tensor) -> dict[str, Any]:
-    low, high = intervals.proportion(int(hits.sum()), len(hits))
-    return {"value": 100 * hits.double().mean().item(), "ci95": [100 * low, 100 * high]}
-
-
-def _average(values: Tensor) -> dict[str, Any]:
-    return {"value": values.double().mean().item(), "ci95": list(intervals.mean(values))}
+    read = read or Reading()
+    whole = list(range(len(data)))  # type: ignore[arg-type]
+    batches = [whole[first : first + read.batch_size] for first in range(0, len(whole), read.batch_size)]
+    share = processes.mine(batches)
+    parts = _parts(model, data, [batch for _, batch in share], read, label)
+    parts = processes.together([(place, part) for (place, _), part in zip(share, parts, strict=True)])
+    bad = [error for part in parts for error in part.bad]
+    logits, features, labels = ([v for part in parts if (v := getattr(part, name)) is not None] for name in OUTPUTS)
+    if not logits:
+        raise ValueError("not a single image could be read: " + "; ".join(map(str, bad[:4])))
+    return Predictions(torch.cat(logits), torch.cat(features), torch.cat(labels), bad)
 
 
 def outcomes(ours: Predictions, base: Predictions) -> dict[str, Tensor]:
@@ -130,14 +145,10 @@ def outcomes(ours: Predictions, base: Predictions) -> dict[str, Tensor]:
     }
 
 
-def metrics(outcomes: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Means with 95 % intervals: percent (Wilson) of what is true or false, else nats or relative error (normal)."""
-    return {name: (_share if o.dtype == torch.bool else _average)(o) for name, o in outcomes.items()}
-
-
 class Classification(Task):
-    """Classification of ImageNet, of subsets of it, or of the embedded scenes; see ``outcomes`` and ``metrics``."""
+    """Classification of ImageNet, of subsets of it, or of the embedded scenes; see ``outcomes``."""
 
+    name = "cls"
     how: Preprocessing
 
     def adopt(self, model: nn.Module) -> Row:
@@ -152,38 +163,35 @@ class Classification(Task):
 
     def _items(self) -> Dataset[Any]:
         """The images; few enough ones are decoded once for a whole sweep."""
-        if len(self.data) > REMEMBERED_IMAGES or self.cfg.workers:
+        if len(self.data) > REMEMBERED_IMAGES or self.workers:
             return self.data
         return Remembered(self.data, (self.digest, tuple(self.data.indices), self.how))
 
     def _predict(self, model: nn.Module, label: str) -> Predictions:
-        return predict(
-            model, self._items(), batch_size=self.cfg.batch_size, workers=self.cfg.workers,
-            on_bad_image=self.cfg.on_bad_image, label=label,
-        )  # fmt: skip
+        return predict(model, self._items(), Reading(self.batch_size, self.workers, self.on_bad_image), label)
 
-    def _base(self, model: nn.Module, weights: str) -> Predictions:
+    def _base(self, model: nn.Module, baseline: Row | None, label: str) -> Predictions:
         """Predictions of the uncompressed model, kept on disk: a sweep computes them once."""
-        device = next(model.parameters()).device.type
-        identity = [weights, self.digest, self.data.indices, self.how.as_dict(), self.cfg.dtype, device]
-        key = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
-        path = Path(self.cfg.paths.cache) / f"base-{key}.safetensors"
-        if path.exists():
+        path = self._kept(model, baseline)
+        if path is not None and processes.agreed(path.exists()):
             return Predictions(**load_file(path), bad=[])
-        base = self._predict(model, f"{self.cfg.model.name}, uncompressed")
-        if not base.bad:
+        base = self._predict(model, f"{label}, uncompressed")
+        if path is not None and not base.bad and processes.is_main():
             tensors = {"logits": base.logits, "features": base.features, "labels": base.labels}
             atomic_write(path, partial(save_file, tensors))
         return base
 
-    def outcomes(self, model: nn.Module, weights: str, compression: Compression | None, label: str) -> Outcomes:
+    def _kept(self, model: nn.Module, baseline: Row | None) -> Path | None:
+        """The file for these predictions; None where they are not kept."""
+        if self.cache is None or baseline is None:
+            return None
+        device = next(model.parameters()).device.type
+        return self.cache / f"base-{signature({**baseline, 'preprocessing': self.how.as_dict(), 'device': device})}.safetensors"
+
+    def outcomes(self, model: nn.Module, compression: Compression | None, baseline: Row | None, label: str) -> Outcomes:
         """See ``Task.outcomes``."""
-        ours = base = self._base(model, weights)
+        ours = base = self._base(model, baseline, label)
         if compression is not None:
             with compression():
                 ours = self._predict(model, label)
         return Outcomes(outcomes(ours, base), [error.path.name for error in ours.bad])
-
-    def metrics(self, images: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
-        """See ``Task.metrics``."""
-        return metrics(images)

@@ -6,24 +6,22 @@ Shapes: H, W of the original image, h, w of the resized one, K classes, n images
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ttf import processes
 from ttf.data.imagenet import BadImageError
 from ttf.data.segmentation import IGNORED
-from ttf.data.subset import check_on_bad_image
-from ttf.metrics import intervals
+from ttf.metrics.outcomes import stack
 from ttf.results.store import Row
-from ttf.tasks.base import Compression, Outcomes, Task, progress
+from ttf.tasks.base import Bar, Compression, Outcomes, Task
 from ttf.tasks.windows import Inference, Size, enlarged
 
 CHUNK = 16  # classes that are resized at a time: all 150 of a large photograph would take gigabytes
-RESAMPLES = 1000
 
 
 @torch.inference_mode()
@@ -61,45 +59,6 @@ def areas(matrix: Tensor) -> Tensor:
     return torch.stack((matrix.diagonal(dim1=-2, dim2=-1), matrix.sum(-1), matrix.sum(-2)), dim=-2)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Shares in [0, 1], float64; a class that is absent has none (NaN), and the means leave it out.
-
-    Attributes:
-        iou: (..., K) right pixels over the union of the class and what was called it.
-        accuracy: (..., K) right pixels over those of the class.
-        miou, macc: (...) their means over the classes.
-        aacc: (...) right pixels over all.
-    """
-
-    iou: Tensor
-    accuracy: Tensor
-    miou: Tensor
-    macc: Tensor
-    aacc: Tensor
-
-
-def scores(pixels: Tensor) -> Scores:
-    """Scores of ``areas`` (..., 3, K), summed over the images of a set (not averaged)."""
-    right, truth, called = pixels.double().unbind(-2)
-    iou, accuracy = right / (truth + called - right), right / truth
-    return Scores(iou, accuracy, iou.nanmean(-1), accuracy.nanmean(-1), right.sum(-1) / truth.sum(-1))
-
-
-def resampled(pixels: Tensor, times: int = RESAMPLES, seed: int = 0) -> Scores:
-    """Scores of sets drawn from the images with replacement, (times, ...).
-
-    Args:
-        pixels: (n, 3, K), ``areas`` of each image.
-        times: number of sets.
-        seed: the same seed and n draw the same images, so that two models can be compared set by set.
-    """
-    n = len(pixels)
-    drawn = torch.randint(n, (times, n), generator=torch.Generator().manual_seed(seed))
-    weights = torch.zeros(times, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(times, n).double())
-    return scores((weights @ pixels.cpu().double().flatten(1)).unflatten(1, pixels.shape[1:]))
-
-
 @torch.inference_mode()
 def divergence(logits: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
     """KL(base || ours) of the class probabilities in nats, and the share of pixels of the same class.
@@ -131,46 +90,27 @@ def outcome(logits: Tensor, base: Tensor, mask: Tensor) -> dict[str, Tensor]:
     return {"areas": areas(matrix), "kl": kl.cpu(), "agreement": agreement.cpu()}
 
 
-def _percent(value: Tensor, samples: Tensor) -> dict[str, Any]:
-    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    return {"value": 100 * value.item(), "ci95": (100 * samples.nanquantile(ends)).tolist()}
-
-
-def metrics(outcomes: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Figures of a set with 95 % intervals over its images.
+class Segmentation(Task):
+    """Semantic segmentation.
 
     Args:
-        outcomes: ``outcome`` of all images, stacked: areas (n, 3, K), kl (n,), agreement (n,).
-
-    Returns:
-        miou, aacc, macc in percent, with intervals from ``resampled``; agreement in percent and kl in nats per pixel,
-        means over the images with normal intervals. Each has value and ci95.
-    """
-    whole, samples = scores(outcomes["areas"].sum(0)), resampled(outcomes["areas"])
-    found = {name: _percent(getattr(whole, name), getattr(samples, name)) for name in ("miou", "aacc", "macc")}
-    for name, factor in (("agreement", 100), ("kl", 1)):
-        values = factor * outcomes[name].double()
-        found[name] = {"value": values.mean().item(), "ci95": list(intervals.mean(values))}
-    return found
-
-
-class Segmentation(Task):
-    """Semantic segmentation; ``model.inference`` says how an image comes before the model, see ``Inference``.
+        data, model, ...: as for ``Task``; ``batch_size`` is that of the windows of an image.
+        inference: how an image comes before the model, with the model's own mean and std in place of these.
 
     Raises:
-        ValueError: the data set is not there, or a value out of its range.
+        ValueError: a value out of its range, or model and data set differ in their classes.
     """
 
-    def __init__(self, cfg: DictConfig) -> None:
-        super().__init__(cfg)
-        check_on_bad_image(cfg.on_bad_image)
-        options: Any = OmegaConf.to_container(cfg.model.inference, resolve=True)
-        self.inference = Inference(**options, batch_size=cfg.task.window_batch)
+    name = "seg"
 
-    def settings(self) -> Row:
-        """See ``Task.settings``."""
-        inference = {name: getattr(self.inference, name) for name in ("shorter", "window", "stride", "longest")}
-        return {**super().settings(), "inference": inference}
+    def __init__(
+        self, data: Any, model: nn.Module | None = None, *, inference: Inference | None = None, batch_size: int = 4,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        self.inference = replace(inference or Inference(), batch_size=batch_size)
+        super().__init__(data, model, batch_size=batch_size, **options)
+        if self.workers:
+            raise ValueError(f"segmentation reads images in its own process: leave workers={self.workers} out")
 
     def adopt(self, model: nn.Module) -> Row:
         """See ``Task.adopt``. Raises ``ValueError`` where model and data set differ in their classes."""
@@ -178,8 +118,7 @@ class Segmentation(Task):
         data: Any = self.set
         found = len(data.classes)
         if known.num_classes != found:
-            name = self.cfg.task.dataset
-            raise ValueError(f"{self.cfg.model.name} knows {known.num_classes} classes and {name} has {found}")
+            raise ValueError(f"the model knows {known.num_classes} classes and the data set has {found}")
         how = known.pretrained_cfg
         self.inference = replace(self.inference, mean=tuple(how["mean"]), std=tuple(how["std"]))
         side = self.inference.window
@@ -196,22 +135,24 @@ class Segmentation(Task):
         crops = [enlarged(self._prepared(p), max(height, width)) for p in positions if p < len(self.data)]
         return torch.stack([crop[:, :height, :width] for crop in crops])
 
-    def outcomes(self, model: nn.Module, weights: str, compression: Compression | None, label: str) -> Outcomes:
+    def outcomes(self, model: nn.Module, compression: Compression | None, baseline: Row | None, label: str) -> Outcomes:
         """See ``Task.outcomes``. Both models run on an image before the next: all logits would not fit into memory."""
-        found: list[dict[str, Tensor]] = []
-        bad: list[str] = []
-        with progress(label) as bar:
-            for position in bar.track(range(len(self.data))):
+        found: list[tuple[int, dict[str, Tensor] | BadImageError]] = []
+        share = processes.mine(range(len(self.data)))
+        with Bar(label, len(share)) as bar:
+            for place, position in share:
                 _, item = self.data[position]
-                if isinstance(item, BadImageError):
-                    if self.cfg.on_bad_image == "stop":
-                        raise item
-                    bad.append(item.path.name)
-                else:
-                    found.append(self._outcome(model, compression, *item))
-        if not found:
+                if isinstance(item, BadImageError) and self.on_bad_image == "stop":
+                    raise item
+                wrong = isinstance(item, BadImageError)
+                found.append((place, item if wrong else self._outcome(model, compression, *item)))
+                bar.advance()
+        every = processes.together(found)
+        bad = [one.path.name for one in every if isinstance(one, BadImageError)]
+        good = [one for one in every if not isinstance(one, BadImageError)]
+        if not good:
             raise ValueError(f"not a single image could be read: {', '.join(bad[:4])}")
-        return Outcomes({name: torch.stack([one[name] for one in found]) for name in found[0]}, bad)
+        return Outcomes(stack(good), bad)
 
     def _outcome(
         self, model: nn.Module, compression: Compression | None, picture: Any, mask: Tensor
@@ -222,7 +163,3 @@ class Segmentation(Task):
             with compression():
                 ours = self.inference.logits(model, image)
         return outcome(ours, base, mask)
-
-    def metrics(self, images: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
-        """See ``Task.metrics``."""
-        return metrics(images)
