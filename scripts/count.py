@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from ttf import cli
 from ttf.bench.counting import counted
-from ttf.results.speed import read, write
+from ttf.results.costs import read, write
 
 SAME = ("experiment", "model", "ratio", "blocks")
 

@@ -13,10 +13,10 @@ from ttf.bench.operators import operators
 from ttf.data.files import atomic_write
 from ttf.measure.provenance import provenance
 from ttf.report.tables import markdown, show
-from ttf.results import speed
+from ttf.results import costs
 
 
-def cells(rows: list[speed.Row]) -> list[list[str]]:
+def cells(rows: list[costs.Row]) -> list[list[str]]:
     """A line a row, header first."""
     return [["operator", "shape", "way", "median ms"]] + [
         [row["operator"], row["shape"], row["way"], f"{row['median_ms']:.1f}"] for row in rows
@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> None:
     rows = [row | place for row in operators(cfg.rounds)]
     shapes = "attention: images x heads x tokens; transform: images x tokens x channels, 0.7 of the tokens kept"
     title = f"{known['device']}, float32, median of {cfg.rounds} rounds. {shapes}"
-    speed.write(rows, path)
+    costs.write(rows, path)
     atomic_write(path.with_suffix(".md"), lambda t: t.write_text(f"**{title}**\n\n{markdown(cells(rows))}"))
     show(cells(rows), title)
     print(path)

@@ -9,16 +9,20 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from ttf.bench import modes
+from ttf.bench import modes, timing
+from ttf.bench.counting import counted
+from ttf.bench.entries import experiment
+from ttf.bench.listed import configs
 from ttf.bench.timing import timings
 from ttf.measure.provenance import operators_used
-from ttf.results import speed
+from ttf.report import speed
+from ttf.results import costs
 
 SMALL = ["model=deit_ti", *(f"+model.network.{item}" for item in ("depth=4", "embed_dim=48", "num_heads=3"))]
 CONFIGS = str(Path(__file__).parents[2] / "configs")
 
 
-def rows_of(*overrides: str) -> list[speed.Row]:
+def rows_of(*overrides: str) -> list[costs.Row]:
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         return [
             row for run in timings(compose("benchmark", ["batch=[2]", "rounds=5", *overrides])) for row in run.rows()
@@ -30,7 +34,7 @@ def test_a_row_compares_with_the_uncompressed_model():
     assert base["method"] == "uncompressed" and base["speed_up"] == 1 and base["mac_ratio"] == 1
     assert ours["method"] == "token_transform, ratio 0.5"
     assert ours["gmacs"] < base["gmacs"] and ours["mac_ratio"] == pytest.approx(base["gmacs"] / ours["gmacs"], abs=2e-3)
-    assert ours["of_mac_ratio"] == pytest.approx(ours["speed_up"] / ours["mac_ratio"], abs=2e-3)
+    assert ours["efficiency"] == pytest.approx(ours["speed_up"] / ours["mac_ratio"], abs=2e-3)
     assert ours["device"] and ours["torch"] and ours["attention"] and ours["rounds"] == 5
     assert ours["params_m"] == base["params_m"] > 0 and ours["peak_mib"] > 0 and ours["mode"] == "eager"
     assert base["gmacs_tokens"] == base["gmacs"] and ours["gmacs_tokens"] < ours["gmacs"]
@@ -57,17 +61,37 @@ def test_tokens_that_are_merged_within_their_block_have_no_gmacs_of_their_own():
 
 def test_the_cost_of_others_is_that_of_ours():
     base, ours, tome, evit = rows_of(
-        "experiments=['fig4a/token_transform ratio=0.5','fig4a_tome/tome schedule.r=?','fig4a/evit ratio=?']",
-        "contest=equal",
+        "experiments=['fig4a/token_transform ratio=0.5','fig4a/tome schedule.r=?','fig4a/evit ratio=?']",
+        "benchmark=equal",
     )
-    assert ours["gmacs_of_anchor"] == 1 and base["gmacs_of_anchor"] == ""
-    assert tome["gmacs_of_anchor"] == pytest.approx(1, abs=0.02) and evit["gmacs_of_anchor"] == pytest.approx(
+    assert ours["gmacs_of_reference"] == 1 and base["gmacs_of_reference"] == ""
+    assert tome["gmacs_of_reference"] == pytest.approx(1, abs=0.02) and evit["gmacs_of_reference"] == pytest.approx(
         1, abs=0.01
     )
     assert tome["method"].startswith("ToMe schedule.r=") and tome["method"] != "ToMe schedule.r=?"
-    assert {row["contest"] for row in (base, ours, tome, evit)} == {"equal"}
+    assert {row["benchmark"] for row in (base, ours, tome, evit)} == {"equal"}
     header, *lines = speed.cells([base, ours, tome, evit])
-    assert {line[header.index("method")]: line[header.index("GMACs to ours")] for line in lines}["uncompressed"] == ""
+    assert {line[header.index("method")]: line[header.index("GMACs to reference")] for line in lines}[
+        "uncompressed"
+    ] == ""
+
+
+def test_a_fitted_method_is_timed_beside_others_at_its_budget():
+    fitted = "'fig4a/prune_and_merge method.calibrate.keep_rate=0.5'"
+    base, merged, ours = rows_of(f"experiments=[{fitted},'fig4a/token_transform ratio=?']")
+    assert merged["method"] == "Prune and Merge (no fine-tuning) method.calibrate.keep_rate=0.5"
+    assert merged["fitted_on"] == "2 random images" and "fitted_on" not in ours
+    assert merged["gmacs_of_reference"] == 1 and ours["gmacs_of_reference"] == pytest.approx(1, abs=0.01)
+    assert merged["gmacs"] < base["gmacs"] and merged["gmacs_tokens"] == "" and merged["speed_up"] > 0
+    header, *lines = speed.cells([base, merged, ours])
+    assert [line[header.index("fitted on")] for line in lines].count("2 random images") == 1
+
+
+def test_a_fitted_method_is_counted():
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        found = [counted(experiment(f"fig4a/prune_and_merge method.calibrate.keep_rate={k}")[1]) for k in (0.4, 0.8)]
+    assert found[0]["gmacs"] < found[1]["gmacs"] and found[1]["ratio"] == 0.8
+    assert found[0]["fitted_on"] == "2 random images"
 
 
 def test_images_of_several_sizes():
@@ -86,8 +110,8 @@ def test_the_batches_of_a_sweep():
 def test_onnx_runtime_is_timed_against_onnx_runtime():
     for needed in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(needed)
-    contestants = "experiments=['fig4a/evit ratio=0.5','fig4a_tome/tome schedule.r=2']"
-    base, evit, tome = rows_of("modes=[onnx]", *SMALL, "pixels=[64]", contestants)
+    entries = "experiments=['fig4a/evit ratio=0.5','fig4a/tome schedule.r=2']"
+    base, evit, tome = rows_of("modes=[onnx]", *SMALL, "pixels=[64]", entries)
     assert base["speed_up"] == 1 and {row["mode"] for row in (base, evit, tome)} == {"onnx"}
     assert 0 < max(base["max_error"], evit["max_error"], tome["max_error"]) < 1e-3
     header, line, *_ = speed.cells([base, evit, tome])
@@ -105,7 +129,7 @@ def test_who_cannot_run_in_a_mode_is_left_out(monkeypatch):
 
     monkeypatch.setattr(modes, "ready", fails)
     with pytest.warns(UserWarning, match="batch 2, eager.*no operator for that"):
-        rows = rows_of("experiments=['fig4a/evit ratio=0.5','fig4a_tome/tome schedule.r=11']")
+        rows = rows_of("experiments=['fig4a/evit ratio=0.5','fig4a/tome schedule.r=11']")
     assert [row["method"] for row in rows] == ["uncompressed", "ToMe schedule.r=11"]
     with pytest.raises(ValueError, match="no operator for that"):
         rows_of("experiments=['fig4a/evit ratio=0.5']")
@@ -119,14 +143,14 @@ def test_compiled_models_are_timed_against_the_compiled_one():
 
 
 def test_experiments_are_timed_in_one_run(tmp_path):
-    rows = rows_of("experiments=['fig4a/evit ratio=0.5','fig4a_tome/tome schedule.r=11','fig4a_coarse/ats ratio=0.5']")
+    rows = rows_of("experiments=['fig4a/evit ratio=0.5','fig4a/tome schedule.r=11','fig4a/ats ratio=0.5']")
     assert [row["method"] for row in rows] == [
         "uncompressed",
         "EViT ratio=0.5",
         "ToMe schedule.r=11",
         "ATS ratio=0.5",
     ]
-    speed.write(rows, tmp_path / "speed.csv")
+    costs.write(rows, tmp_path / "speed.csv")
     with (tmp_path / "speed.csv").open(newline="") as file:
         assert [line["method"] for line in csv.DictReader(file)] == [row["method"] for row in rows]
     header, first, *_ = speed.cells(rows)
@@ -138,7 +162,7 @@ def test_experiments_are_timed_in_one_run(tmp_path):
     [
         ("method=none", "compresses nothing"),
         ("experiments=[readings/none]", "readings/none cannot be timed"),
-        ("experiments=[fig4a_prune_and_merge/prune_and_merge]", "needs images to calibrate"),
+        ("experiments=['fig4a/evit ratio=0.5','fig4a/prune_and_merge method.calibrate.keep_rate=?']", "can be found"),
         ("rounds=3", "at least 5 rounds"),
         ("modes=[fast]", "modes must be some of eager, compiled, autotune, graphs, onnx"),
         ("modes=[graphs]", "need a GPU"),
@@ -146,9 +170,62 @@ def test_experiments_are_timed_in_one_run(tmp_path):
         ("pixels=[224]", "vit_mini is none"),
         ("experiments=['fig4a/evit ratio=?']", "name one without"),
         ("experiments=['fig4a/evit ratio=0.5','fig4a/paper kappa=?']", "only ratio=. or schedule.r=. can be found"),
-        ("table=table0", "there is no table 'table0': choose one of .*table1"),
+        ("table=table0", "there is no table 'table0': choose one of .*table1, "),
     ],
 )
 def test_what_cannot_be_timed_is_named(override, message):
     with pytest.raises(ValueError, match=message):
         rows_of(override)
+
+
+# The benchmarks of configs/tables/speed.yaml
+
+
+def listed(*given):
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        return configs(compose("benchmark", ["table=speed", *given]), ["table=speed", *given])
+
+
+def test_a_listed_benchmark_has_its_own_values_and_those_of_the_command_line():
+    (cfg,) = listed("benchmark=equal", "model=deit_ti", "rounds=5", "seconds=null", "paths.results=out")
+    assert (cfg.table, cfg.benchmark, cfg.model.name, cfg.batch) == (None, "equal", "deit_ti", "sweep")
+    assert (cfg.rounds, cfg.seconds, cfg.csv) == (5, None, "out/speed/deit_ti_equal.csv")
+    assert cfg.experiments[0] == "fig4a/token_transform ratio=0.7"
+
+
+def test_a_table_lists_all_its_benchmarks_and_those_of_one_model():
+    everything = [Path(cfg.csv).stem for cfg in listed()]
+    assert everything[:5] == ["deit_s_equal", "deit_s_methods", "deit_s_tokens", "vit_l_tokens", "segmenter_l"]
+    assert {"deit_s_modes", "deit_s_prune_and_merge", "table1", "table2"} < set(everything)
+    assert {cfg.model.name for cfg in listed("model=deit_ti")} == {"deit_ti"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["benchmark=equl"], "^speed has no benchmark 'equl': choose one of equal, methods, tokens, .*table2$"),
+        (["benchmark=vit_l", "model=deit_s"], "^benchmark=vit_l has models of its own: leave out model=deit_s$"),
+        (["benchmark=table1", "model=deit_s"], "^benchmark=table1 has models of its own"),
+    ],
+)
+def test_a_benchmark_that_is_not_there_is_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        listed(*given)
+
+
+def test_a_config_without_such_a_table_is_itself():
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = compose("benchmark", ["ratio=0.5"])
+    assert configs(cfg, ["ratio=0.5"]) == [cfg]
+
+
+@pytest.mark.parametrize("name", ["equal", "vit_l"])
+def test_published_rows_are_those_of_their_benchmark(name, monkeypatch):
+    """What is there is not timed again, on the machine that it comes from."""
+    (cfg,) = listed(f"benchmark={name}")
+    rows = costs.read(Path(CONFIGS).parent / "results" / "speed" / Path(cfg.csv).name)
+    known = {"device": rows[0]["device"], "versions": {"torch": rows[0]["torch"]}}
+    monkeypatch.setattr(timing, "provenance", lambda *_: known)
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        wanted = {run.settings for run in timings(cfg)}
+    assert wanted <= {row["settings"] for row in rows}

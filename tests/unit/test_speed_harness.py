@@ -16,13 +16,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import ttf
-from tests.unit.test_zoo import cost
 from ttf.bench import modes
 from ttf.bench.arithmetic import arithmetic
 from ttf.bench.budget import nearest
 from ttf.bench.counting import Shapes
-from ttf.report import speed_figures
-from ttf.results import speed
+from ttf.report import speed, speed_figures
+from ttf.results import costs
 from ttf.schedule import KeepRatio, RemovePerBlock
 
 Tiny = Callable[..., VisionTransformer]
@@ -109,14 +108,35 @@ def test_an_adaptive_method_is_counted_on_its_images(tiny: Tiny, images: Images)
 # Rows
 
 
-def row(name: str, **changes: object) -> speed.Row:
-    return cost(name, 3.0, **{"contest": "equal", "pixels": "224", "tokens": 197, "attention": "sdpa", **changes})
+ROW = {
+    "model": "m",
+    "experiments": "",
+    "params_m": 22.05,
+    **dict.fromkeys(("gmacs", "gmacs_tokens"), 3.0),
+    **dict.fromkeys(("images_per_s", "median_ms", "low_ms", "speed_up", "mac_ratio", "efficiency"), 1.0),
+    "high_ms": 2.0,
+    "peak_mib": 5.0,
+    "batch": 4,
+    "mode": "eager",
+    "dtype": "float32",
+    "device": "cpu",
+}
+OF_BENCHMARK = {"benchmark": "equal", "pixels": "224", "tokens": 197, "attention": "sdpa"}
 
 
-def test_rows_of_a_contest_with_others_are_replaced() -> None:
-    old = [row("uncompressed"), row("EViT", settings="before"), row("EViT", batch=8), row("EViT", contest="methods")]
+def cost(name: str, **changes: object) -> costs.Row:
+    """A row as older files have it."""
+    return {"method": name, **ROW, **changes}
+
+
+def row(name: str, **changes: object) -> costs.Row:
+    return cost(name, **{**OF_BENCHMARK, **changes})
+
+
+def test_rows_of_a_benchmark_with_others_are_replaced() -> None:
+    old = [row("uncompressed"), row("EViT", settings="before"), row("EViT", batch=8), row("EViT", benchmark="methods")]
     new = [row("uncompressed", settings="now"), row("ToMe", settings="now")]
-    again = speed.merged(old, new)
+    again = costs.merged(old, new)
     assert again == [*old[2:], *new]
 
 
@@ -127,25 +147,25 @@ def test_rows_of_another_size_device_or_mode_are_kept() -> None:
         row("ToMe", mode="compiled"),
         row("ToMe", dtype="half"),
     ]
-    assert speed.merged(old, [row("ToMe")])[:-1] == old
+    assert costs.merged(old, [row("ToMe")])[:-1] == old
 
 
 @pytest.mark.parametrize("table", ["table1", "table2"])
 def test_rows_of_older_files_are_read_and_replaced(table: str) -> None:
-    rows = speed.read(RESULTS / "speed" / f"{table}.csv")
+    rows = costs.read(RESULTS / "speed" / f"{table}.csv")
     header, *lines = speed.cells(rows)
-    assert len(lines) == len(rows) > 0 and {"model", "GMACs", "of MAC ratio", "peak MiB"} <= set(header)
+    assert len(lines) == len(rows) > 0 and {"model", "GMACs", "efficiency", "peak MiB"} <= set(header)
     assert speed.heading(rows).startswith("float32, ")
-    new = [{**rows[0], "contest": table, "pixels": "224", "settings": "new"}]
-    left = speed.merged(rows, new)
+    new = [{**rows[0], "benchmark": table, "pixels": "224", "settings": "new"}]
+    left = costs.merged(rows, new)
     assert [r["model"] for r in left].count(rows[0]["model"]) == 1
 
 
 def test_a_table_says_what_differs_and_heads_with_what_does_not() -> None:
-    rows = [row("uncompressed", gmacs_of_anchor=""), row("ToMe", gmacs_of_anchor=1.0123, peak_mib=float("nan"))]
+    rows = [row("uncompressed", gmacs_of_reference=""), row("ToMe", gmacs_of_reference=1.0123, peak_mib=float("nan"))]
     header, base, tome = speed.cells(rows)
     assert speed.heading(rows) == "float32, cpu, sdpa, weights at random" and "device" not in header
-    assert base[header.index("GMACs to ours")] == "" and tome[header.index("GMACs to ours")] == "+1.2 %"
+    assert base[header.index("GMACs to reference")] == "" and tome[header.index("GMACs to reference")] == "+1.2 %"
     assert tome[header.index("peak MiB")] == ""
     two = [*rows, row("ToMe", device="gpu")]
     assert speed.heading(two) == "float32, sdpa, weights at random" and "device" in speed.cells(two)[0]
@@ -191,8 +211,8 @@ def test_the_time_of_an_image_over_tokens(drawn: list[Figure], tmp_path: Path) -
 def test_figures_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run make speed first"):
         speed_figures.gather("speed", None, tmp_path)
-    speed.write([row("ToMe"), row("ours", contest="tokens")], tmp_path / "m_equal.csv")
-    speed.write([cost("ToMe", 3.0)], tmp_path / "table1.csv")
+    costs.write([row("ToMe"), row("ours", benchmark="tokens")], tmp_path / "m_equal.csv")
+    costs.write([cost("ToMe")], tmp_path / "table1.csv")
     assert [r["method"] for r in speed_figures.gather("speed_tokens", None, tmp_path)] == ["ours"]
     with pytest.raises(ValueError, match="no rows for figure=speed"):
         speed_figures.gather("speed", ["other"], tmp_path)

@@ -1,4 +1,4 @@
-"""Equal cost by counting: which r of ToMe, which keep ratio of EViT has the multiply-accumulates of ours?"""
+"""Budget-matched entries, by counting: which r of ToMe, which keep ratio of EViT has the GMACs of ours?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from ttf.bench.counting import Shapes
-from ttf.bench.entries import OPEN, Contest, Contestant
+from ttf.bench.entries import OPEN, Benchmark, Entry
 
 
 def nearest(count: Callable[[int], float], low: int, high: int, target: float) -> int:
@@ -39,16 +39,16 @@ def _with(options: dict[str, Any], name: str, value: float) -> dict[str, Any]:
     return {**options, "schedule": replace(options["schedule"], **{name: value})}
 
 
-def _settled(c: Contestant, shapes: Shapes, target: float) -> Contestant:
-    """A contestant with its open override found.
+def _matched(entry: Entry, shapes: Shapes, target: float) -> Entry:
+    """An entry with its open override found.
 
     Raises:
         ValueError: an override that is not found by counting, or several.
     """
-    names = [word.removesuffix(OPEN) for word in c.words.split() if word.endswith(OPEN)]
-    if names not in (["ratio"], ["schedule.r"]):
-        raise ValueError(f"only ratio=? or schedule.r=? can be found by counting, and one of them, got {c.words!r}")
-    name, patches, base = names[0].removeprefix("schedule."), shapes.patches, dict(c.options or {})
+    names = [word.removesuffix(OPEN) for word in entry.command.split() if word.endswith(OPEN)]
+    if names not in (["ratio"], ["schedule.r"]) or entry.is_unfitted:
+        raise ValueError(f"only ratio=? or schedule.r=? can be found by counting, and one of them: {entry.command!r}")
+    name, patches, base = names[0].removeprefix("schedule."), shapes.patches, dict(entry.options or {})
     # a ratio is a whole number of tokens at the first reduction; no method merges more than half at once
     first, last, unit = (1, patches, patches) if name == "ratio" else (0, patches // 2, 1)
 
@@ -56,33 +56,33 @@ def _settled(c: Contestant, shapes: Shapes, target: float) -> Contestant:
         return _with(base, name, number if unit == 1 else number / unit)
 
     number = nearest(lambda candidate: shapes.gmacs(options(candidate)), first, last, target)
-    return replace(c, title=c.title.replace(OPEN, f"={number / unit:.4g}"), options=options(number))
+    return replace(entry, title=entry.title.replace(OPEN, f"={number / unit:.4g}"), options=options(number))
 
 
-def anchor(contest: Contest) -> Contestant | None:
-    """Whose multiply-accumulates the open contestants shall have; None where none is open.
+def reference(benchmark: Benchmark) -> Entry | None:
+    """Whose multiply-accumulates the open entries shall have; None where none is open.
 
     Raises:
         ValueError: all of them are open.
     """
-    if not any(c.is_open for c in contest.contestants):
+    if not any(entry.is_open for entry in benchmark.entries):
         return None
-    fixed = next((c for c in contest.contestants if c.options and not c.is_open), None)
+    fixed = next((entry for entry in benchmark.entries if entry.options and not entry.is_open), None)
     if fixed is None:
         raise ValueError("=? asks for the cost of another experiment: name one without =? as well")
     return fixed
 
 
-def matched(contest: Contest) -> Contest:
-    """The contest with the open overrides of its contestants filled in, at the nearest GMACs to those of the anchor.
+def matched(benchmark: Benchmark) -> Benchmark:
+    """The benchmark with the open overrides of its entries filled in, at the nearest GMACs to those of the reference.
 
     Raises:
-        ValueError: see ``anchor``; a method whose number of tokens depends on the image.
+        ValueError: see ``reference``; a method whose number of tokens depends on the image.
     """
-    fixed = anchor(contest)
+    fixed = reference(benchmark)
     if fixed is None:
-        return contest
-    shapes = Shapes(contest.model.network)
+        return benchmark
+    shapes = Shapes(benchmark.model.network)
     target = shapes.gmacs(fixed.options)
-    settled = [_settled(c, shapes, target) if c.is_open else c for c in contest.contestants]
-    return replace(contest, contestants=settled)
+    entries = [_matched(entry, shapes, target) if entry.is_open else entry for entry in benchmark.entries]
+    return replace(benchmark, entries=entries)

@@ -12,9 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ttf
 from ttf import hosts
+from ttf.bench.fitting import IMAGES, fit, random_model
 from ttf.building import build
 from ttf.data.transforms import preprocessing
-from ttf.results.speed import Row
+from ttf.results.costs import Row
 from ttf.tasks.options import check_pair, reduction
 
 
@@ -64,6 +65,23 @@ class Shapes:
             return ttf.measure.gmacs(self._model, self.size)
 
 
+def _options(cfg: DictConfig) -> dict[str, Any] | None:
+    """Arguments of ``ttf.apply``; a method that is fitted to its model is fitted to a random one."""
+    options = reduction(cfg)
+    if options is None or "calibrate" not in options:
+        return options
+    return fit(*random_model(cfg.model.network, cfg.seed), options)
+
+
+def _setting(cfg: DictConfig) -> Row:
+    """What tells the counts of an experiment apart: its keep ratio (a fitted method's keep rate) and its blocks."""
+    if cfg.method.get("method") == "none":
+        return {"ratio": "", "blocks": ""}
+    if cfg.method.get("calibrate"):
+        return {"ratio": cfg.method.calibrate.keep_rate, "blocks": "", "fitted_on": f"{IMAGES} random images"}
+    return {"ratio": cfg.ratio, "blocks": str(OmegaConf.to_container(cfg.blocks)) if cfg.blocks else ""}
+
+
 def counted(cfg: DictConfig) -> Row:
     """One line: experiment, model, setting and GMACs of one forward pass on an image (or window) of the model's size.
 
@@ -71,17 +89,12 @@ def counted(cfg: DictConfig) -> Row:
         cfg: the composed config of ``scripts/eval.py`` for an experiment.
 
     Raises:
-        ValueError: a method that needs images (to calibrate, or because its number of tokens depends on them), or a
-            model that is not for the task.
+        ValueError: a method whose number of tokens depends on the image, or a model that is not for the task.
     """
     check_pair(cfg)
-    options = reduction(cfg)
-    if options is not None and "calibrate" in options:
-        raise ValueError(f"{cfg.name} cannot be counted from shapes: it needs images to calibrate on")
     try:
-        gmacs = Shapes(cfg.model.network).gmacs(options)
+        gmacs = Shapes(cfg.model.network).gmacs(_options(cfg))
     except ValueError as error:
         raise ValueError(f"{cfg.name}: {error}") from error
-    blocks = OmegaConf.to_container(cfg.blocks) if cfg.blocks else ""
-    setting = {"ratio": cfg.ratio, "blocks": str(blocks)} if options else {"ratio": "", "blocks": ""}
-    return {"experiment": cfg.name, "title": cfg.title, "model": cfg.model.name, **setting, "gmacs": round(gmacs, 4)}
+    known = {"experiment": cfg.name, "title": cfg.title, "model": cfg.model.name}
+    return {**known, **_setting(cfg), "gmacs": round(gmacs, 4)}

@@ -1,4 +1,4 @@
-"""Who is timed against whom: the configured method, named experiments, or all experiments of a table."""
+"""What is timed beside what: the configured method, named experiments, or all experiments of a table."""
 
 from __future__ import annotations
 
@@ -9,57 +9,64 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from ttf.cli import EXPERIMENTS, experiment_folders
-from ttf.results.speed import BASE
+from ttf import experiments
+from ttf.results.costs import BASE
 from ttf.tasks.options import reduction
 
 OPEN = "=?"  # an override whose value is found by counting
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Entry:
     """One way to run a model.
 
     Attributes:
         title: in words.
         options: arguments of ``ttf.apply``, 1 for what is open; None: uncompressed.
         experiments: names of the experiments that are this.
-        words: of a named experiment, with its overrides.
+        command: the name of an experiment with its overrides.
+        fitted_on: the images that a fitted method was fitted on, in words.
     """
 
     title: str
     options: dict[str, Any] | None
     experiments: list[str] = field(default_factory=list)
-    words: str = ""
+    command: str = ""
+    fitted_on: str = ""
 
     @property
     def is_open(self) -> bool:
-        """Whether its cost is still to be chosen: that of the first contestant that is not open."""
-        return OPEN in self.words
+        """Whether its budget is still to be matched to that of the first entry that is not open."""
+        return OPEN in self.command
+
+    @property
+    def is_unfitted(self) -> bool:
+        """Whether its method is still to be fitted to the model."""
+        return "calibrate" in (self.options or {})
 
 
 @dataclass(frozen=True)
-class Contest:
+class Benchmark:
     """What runs interleaved: one model in several ways, the uncompressed one first.
 
     Attributes:
         model: config group ``model``, with the size of the images in ``network`` where it is not the model's own.
-        contestants: without repeats.
-        kind: what contests of different models and sizes have in common; rows of one replace older rows of its kind.
+        entries: without repeats.
+        name: what benchmarks of different models and sizes have in common; rows replace older rows of their benchmark.
         pixels: side of the images; None: the model's own.
     """
 
     model: DictConfig
-    contestants: list[Contestant]
-    kind: str
+    entries: list[Entry]
+    name: str
     pixels: int | None = None
 
-    def enter(self, new: Contestant) -> None:
-        """Add a contestant, or the names of its experiments to the one that is the same."""
-        settled = [c for c in self.contestants if not c.is_open and not new.is_open]
-        same = next((c for c in settled if c.options == new.options), None)
+    def add(self, new: Entry) -> None:
+        """Add an entry, or the names of its experiments to the one that is the same."""
+        known = [entry for entry in self.entries if not entry.is_open and not new.is_open]
+        same = next((entry for entry in known if entry.options == new.options), None)
         if same is None:
-            self.contestants.append(replace(new, experiments=[*new.experiments]))
+            self.entries.append(replace(new, experiments=[*new.experiments]))
         else:
             same.experiments.extend(new.experiments)
 
@@ -74,72 +81,69 @@ def sized(model: DictConfig, pixels: int | None) -> DictConfig:
     return OmegaConf.create({**plain, "network": {**plain["network"], "img_size": pixels}})
 
 
-def _contest(model: DictConfig, kind: str, pixels: int | None = None) -> Contest:
-    return Contest(sized(model, pixels), [Contestant(BASE, None)], kind, pixels)
+def _benchmark(model: DictConfig, name: str, pixels: int | None = None) -> Benchmark:
+    return Benchmark(sized(model, pixels), [Entry(BASE, None)], name, pixels)
 
 
-def _configured(cfg: DictConfig, pixels: int | None) -> Contest:
+def _configured(cfg: DictConfig, pixels: int | None) -> Benchmark:
     options = reduction(cfg)
     if options is None:
         raise ValueError("method=none compresses nothing: choose a method")
     title = f"{cfg.method.get('method') or 'method'}, ratio {cfg.ratio}"
-    contest = _contest(cfg.model, cfg.contest or title, pixels)
-    contest.enter(Contestant(title, options))
-    return contest
+    benchmark = _benchmark(cfg.model, cfg.benchmark or title, pixels)
+    benchmark.add(Entry(title, options))
+    return benchmark
 
 
-def experiment(words: str, model: str | None = None) -> tuple[str, DictConfig, dict[str, Any] | None]:
+def experiment(command: str, model: str | None = None) -> tuple[str, DictConfig, dict[str, Any] | None]:
     """An experiment with overrides, "fig4a/evit ratio=0.7", on a model of ``configs/model`` or on its own.
 
     Returns:
-        Its name, its composed config, and the arguments of ``ttf.apply``, None where it compresses nothing or needs
-        images to calibrate on.
+        Its name, its composed config, and the arguments of ``ttf.apply``, None where it compresses nothing. A method
+        that is still to be fitted has ``calibrate`` among them.
     """
-    name, *overrides = words.split()
+    experiments.register()
+    name, *overrides = command.split()
     on = [] if model is None else [f"model={model}"]
     chosen = compose("eval", [*on, f"experiment={name}", *overrides])
-    options = reduction(chosen)
-    return name, chosen, None if options is None or "calibrate" in options else options
+    return name, chosen, reduction(chosen)
 
 
-def _contestant(words: str) -> Contestant:
-    name, chosen, options = experiment(words.replace(OPEN, "=1"))
+def _entry(command: str) -> Entry:
+    name, chosen, options = experiment(command.replace(OPEN, "=1"))
     if options is None:
-        raise ValueError(f"experiment {name} cannot be timed: it compresses nothing, or needs images to calibrate")
-    title = " ".join([chosen.title or name, *words.split()[1:]])
-    return Contestant(title, options, [name], words)
+        raise ValueError(f"experiment {name} cannot be timed: it compresses nothing")
+    title = " ".join([chosen.title or name, *command.split()[1:]])
+    return Entry(title, options, [name], command)
 
 
-def _named(cfg: DictConfig, pixels: int | None, entries: Sequence[Contestant]) -> Contest:
-    contest = _contest(cfg.model, cfg.contest or "; ".join(cfg.experiments), pixels)
+def _named(cfg: DictConfig, pixels: int | None, entries: Sequence[Entry]) -> Benchmark:
+    benchmark = _benchmark(cfg.model, cfg.benchmark or "; ".join(cfg.experiments), pixels)
     for entry in entries:
-        contest.enter(entry)
-    return contest
+        benchmark.add(entry)
+    return benchmark
 
 
-def _of_table(table: str) -> list[Contest]:
-    files = sorted((EXPERIMENTS / table).glob("*.yaml"))
-    if not files:
-        raise ValueError(f"there is no table {table!r}: choose one of {', '.join(experiment_folders())}")
-    contests: dict[str, Contest] = {}
-    named = {f"{table}/{file.stem}" for file in files}
-    configs = {name: compose("eval", [f"experiment={name}"]) for name in sorted(named)}
+def _of_table(table: str) -> list[Benchmark]:
+    names = sorted(row.name for row in experiments.load(table).rows if row.title)
+    configs = {name: experiment(name)[1] for name in names}
+    found: dict[str, Benchmark] = {}
     for name, chosen in sorted(configs.items(), key=lambda item: item[1].finetuned):  # titles of the training-free ones
-        contest = contests.setdefault(chosen.model.name, _contest(chosen.model, table))
-        contest.enter(Contestant(chosen.title or name, reduction(chosen), [name]))
-    return list(contests.values())
+        benchmark = found.setdefault(chosen.model.name, _benchmark(chosen.model, table))
+        benchmark.add(Entry(chosen.title or name, reduction(chosen), [name]))
+    return list(found.values())
 
 
-def contests(cfg: DictConfig) -> list[Contest]:
-    """What the config of ``scripts/benchmark.py`` asks for, one contest a model and size of the images.
+def benchmarks(cfg: DictConfig) -> list[Benchmark]:
+    """What the config of ``scripts/benchmark.py`` asks for, one benchmark a model and size of the images.
 
     Raises:
-        ValueError: nothing is compressed, a method that needs images, or no such table.
+        ValueError: nothing is compressed, or there is no such table.
     """
     if cfg.table:
         return _of_table(cfg.table)
     sizes = cfg.pixels or [None]
     if cfg.experiments:
-        entries = [_contestant(words) for words in cfg.experiments]
+        entries = [_entry(command) for command in cfg.experiments]
         return [_named(cfg, pixels, entries) for pixels in sizes]
     return [_configured(cfg, pixels) for pixels in sizes]

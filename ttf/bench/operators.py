@@ -11,7 +11,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ttf.ops import attention, backend, native, plain
-from ttf.results.speed import Row
+from ttf.results.costs import Row
 
 HEAD = 64  # channels
 RATIO = 0.7

@@ -1,8 +1,8 @@
 """Where the time of a forward pass goes, and the least that this machine could need for it.
 
-The floor of an operator is the larger of its multiply-accumulates over the rate of a large matrix product and the bytes
-that it reads and writes over the bandwidth of a large copy, both measured here; that of a pass is the sum over its
-operators.
+An operator's time on the roofline is the larger of its multiply-accumulates over the rate of a large matrix product and
+the bytes that it reads and writes over the bandwidth of a large copy, both measured here; that of a pass the sum over
+its operators.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ class Part:
     Attributes:
         gmacs: multiply-accumulates, 1e9.
         gb: bytes read and written, 1e9.
-        floor_ms: least time.
+        roofline_ms: least time.
         measured_ms: median time.
     """
 
     gmacs: float
     gb: float
-    floor_ms: float
+    roofline_ms: float
     measured_ms: float
 
 
@@ -118,10 +118,10 @@ class _Log(TorchDispatchMode):
         seconds = time.perf_counter() - begin
         macs = formula(*args, **kwargs, out_val=out) / 2e9 if formula else 0.0
         moved = 0.0 if func.is_view else _bytes((args, kwargs, out)) / 1e9
-        floor = max(macs / self.known.gmacs_per_s, moved / self.known.gb_per_s)
+        least = max(macs / self.known.gmacs_per_s, moved / self.known.gb_per_s)
         kind = self.phase or OPERATORS.get(packet) or _kind(str(packet), macs)
         self.sums[kind] = [
-            a + b for a, b in zip(self.sums[kind], (macs, moved, 1e3 * floor, 1e3 * seconds), strict=True)
+            a + b for a, b in zip(self.sums[kind], (macs, moved, 1e3 * least, 1e3 * seconds), strict=True)
         ]
         return out
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import cache, partial
@@ -18,14 +18,15 @@ import ttf
 from ttf import api, hosts
 from ttf.bench import modes
 from ttf.bench.arithmetic import arithmetic
-from ttf.bench.budget import anchor, matched
-from ttf.bench.entries import Contest, contests
+from ttf.bench.budget import matched, reference
+from ttf.bench.entries import Benchmark, Entry, benchmarks
+from ttf.bench.fitting import fitted
 from ttf.building import build
 from ttf.data.transforms import preprocessing
 from ttf.measure.memory import peak_mib
 from ttf.measure.provenance import provenance
 from ttf.measure.throughput import FEWEST_ROUNDS, WARM_UP
-from ttf.results.speed import BASE, Row
+from ttf.results.costs import BASE, Row
 from ttf.results.store import signature
 from ttf.tasks.options import pick_device, pick_dtype
 
@@ -51,12 +52,13 @@ def _tokens(model: nn.Module, images: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Timing:
-    """One interleaved run of a contest: a batch size and a mode on a device.
+    """One interleaved run of a benchmark: a batch size and a mode on a device.
 
     Attributes:
         cfg: the composed config of ``scripts/benchmark.py``.
-        contest: who runs; open contestants are settled by ``settle`` when it is their turn, since that takes a while.
-        settle: gives the contest without open contestants.
+        benchmark: who runs, as it is asked for.
+        prepare: gives the benchmark with its methods fitted and its budgets matched, when it is its turn: that takes a
+            while.
         device: where.
         known: provenance.
         batch: of the config; None: chosen by the cost of the model.
@@ -64,8 +66,8 @@ class Timing:
     """
 
     cfg: DictConfig
-    contest: Contest
-    settle: Callable[[], Contest]
+    benchmark: Benchmark
+    prepare: Callable[[], Benchmark]
     device: torch.device
     known: dict[str, Any]
     batch: int | None
@@ -74,17 +76,19 @@ class Timing:
     @property
     def label(self) -> str:
         """In words."""
-        size = [f"{self.contest.pixels} pixels"] if self.contest.pixels else []
+        size = [f"{self.benchmark.pixels} pixels"] if self.benchmark.pixels else []
         batch = [f"batch {self.batch}"] if self.batch else []
-        ways = f"{len(self.contest.contestants)} ways"
-        return ", ".join([self.contest.model.name, *size, *batch, self.mode, ways])
+        ways = f"{len(self.benchmark.entries)} ways"
+        return ", ".join([self.benchmark.model.name, *size, *batch, self.mode, ways])
 
     @property
     def settings(self) -> str:
         """What rows of this run have in common: the same run again gives the same."""
-        ways = [[c.title, str(c.options), c.experiments] for c in self.contest.contestants]
+        ways = [[entry.title, str(entry.options), entry.experiments] for entry in self.benchmark.entries]
         place = [self.known["device"], self.known["versions"]["torch"], self.cfg.dtype, self.batch, self.mode]
-        return signature({"network": OmegaConf.to_container(self.contest.model.network), "ways": ways, "place": place})
+        return signature(
+            {"network": OmegaConf.to_container(self.benchmark.model.network), "ways": ways, "place": place}
+        )
 
     def rows(self) -> list[Row]:
         """Measure; weights are random.
@@ -92,42 +96,44 @@ class Timing:
         Raises:
             ValueError: the uncompressed model, or the only other one, cannot be compiled or exported in this mode.
         """
-        contest = self.settle()
-        models, size = self._models(contest, self.device)
+        benchmark = self.prepare()
+        models, size = self._models(benchmark, self.device)
         count = self.batch or _batch_for(ttf.measure.gmacs(models[BASE], size))
         images = torch.randn(count, *size).to(self.device, pick_dtype(self.cfg.dtype))
-        costs = self._costs(contest, models, images)
+        costs = self._costs(benchmark, models, images)
         try:
             speeds = self._speeds(models, images)
         finally:
             torch.compiler.reset()
-        like = anchor(self.contest)
-        target = None if like is None else costs[like.title]["gmacs"]
-        common = self._common(models[BASE], images)
-        return [
-            {"model": contest.model.name, "method": c.title, "experiments": " ".join(c.experiments)}
-            | _together(costs[c.title], costs[BASE], target, speeds[c.title])
-            | common
-            for c in contest.contestants
-            if c.title in speeds
-        ]
+        common = self._size(models[BASE], images) | self._place()
+        return [_named(benchmark, entry) | row | common for entry, row in self._compared(benchmark, costs, speeds)]
 
-    def _costs(self, contest: Contest, models: dict[str, nn.Module], images: Tensor) -> dict[str, Any]:
+    def _compared(
+        self, benchmark: Benchmark, costs: Mapping[str, Row], speeds: Mapping[str, Row]
+    ) -> Iterator[tuple[Entry, Row]]:
+        """The entries that were timed, each with its cost and speed beside those of the others."""
+        like = reference(self.benchmark)
+        target = None if like is None else costs[like.title]["gmacs"]
+        for entry in benchmark.entries:
+            if entry.title in speeds:
+                yield entry, _together(costs[entry.title], costs[BASE], target, speeds[entry.title])
+
+    def _costs(self, benchmark: Benchmark, models: dict[str, nn.Module], images: Tensor) -> dict[str, Any]:
         """Counted on the timed images, for the number of tokens may depend on these.
 
         On the CPU, since the counter sees operators alone and a GPU may run kernels instead.
         """
         cpu = torch.device("cpu")
-        counting = models if self.device == cpu else self._models(contest, cpu)[0]
+        counting = models if self.device == cpu else self._models(benchmark, cpu)[0]
         return {title: arithmetic(model, images.to(cpu)) for title, model in counting.items()}
 
-    def _models(self, contest: Contest, device: torch.device) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
+    def _models(self, benchmark: Benchmark, device: torch.device) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
         torch.manual_seed(self.cfg.seed)
-        model = build(contest.model.network).eval().to(device, pick_dtype(self.cfg.dtype))
-        ways = {c.title: api.twin(model) for c in contest.contestants}
-        for c in contest.contestants:
-            if c.options is not None:
-                ttf.apply(ways[c.title], **c.options)
+        model = build(benchmark.model.network).eval().to(device, pick_dtype(self.cfg.dtype))
+        ways = {entry.title: api.twin(model) for entry in benchmark.entries}
+        for entry in benchmark.entries:
+            if entry.options is not None:
+                ttf.apply(ways[entry.title], **entry.options)
         return ways, preprocessing(model).input_size
 
     def _speeds(self, models: dict[str, nn.Module], images: Tensor) -> dict[str, Row]:
@@ -152,38 +158,42 @@ class Timing:
                 warnings.warn(f"{self.label}: {error}", stacklevel=2)
         return ready
 
-    def _common(self, base: nn.Module, images: Tensor) -> Row:
-        """What all rows of the run share."""
-        known, (height, width) = self.known, images.shape[-2:]
-        return {
-            "params_m": round(ttf.measure.params_m(base), 4), "tokens": _tokens(base, images),
-            "pixels": str(height) if height == width else f"{height}x{width}", "batch": len(images), "mode": self.mode,
-            "contest": self.contest.kind, "settings": self.settings, "dtype": self.cfg.dtype, "device": known["device"],
-            "attention": known["attention"], "operators": self._operators(), "torch": known["versions"]["torch"],
-            "git": known["git"]["sha"], "dirty": known["git"]["dirty"], "date": date.today().isoformat(),
-        }  # fmt: skip
+    def _size(self, base: nn.Module, images: Tensor) -> Row:
+        """How large model and images are."""
+        height, width = images.shape[-2:]
+        pixels = str(height) if height == width else f"{height}x{width}"
+        params = round(ttf.measure.params_m(base), 4)
+        return {"params_m": params, "tokens": _tokens(base, images), "pixels": pixels, "batch": len(images)}
 
-    def _operators(self) -> str:
-        return "plain operators" if self.mode == "onnx" else str(self.known["operators"])
+    def _place(self) -> Row:
+        """Where and how the run was timed."""
+        known = self.known
+        operators = "plain operators" if self.mode == "onnx" else str(known["operators"])
+        run = {"mode": self.mode, "benchmark": self.benchmark.name, "settings": self.settings, "dtype": self.cfg.dtype}
+        machine = {"device": known["device"], "attention": known["attention"], "operators": operators}
+        versions = {"torch": known["versions"]["torch"], "git": known["git"]["sha"], "dirty": known["git"]["dirty"]}
+        return {**run, **machine, **versions, "date": date.today().isoformat()}
 
 
-def _together(cost: dict[str, Any], base: dict[str, Any], target: Any, speed: Row) -> Row:
-    """Cost and speed of one contestant, and how they compare with the uncompressed model's and the anchor's."""
+def _named(benchmark: Benchmark, entry: Entry) -> Row:
+    known = {"model": benchmark.model.name, "method": entry.title, "experiments": " ".join(entry.experiments)}
+    return known | ({"fitted_on": entry.fitted_on} if entry.fitted_on else {})
+
+
+def _together(cost: Row, base: Row, target: float | None, speed: Row) -> Row:
+    """Cost and speed of one entry, and how they compare with the uncompressed model's and the reference's."""
     possible = base["gmacs"] / cost["gmacs"]
     counts: Row = {name: value if value == "" else round(value, 4) for name, value in cost.items()}
-    like = "" if target is None or cost is base else round(cost["gmacs"] / target, 4)
-    return {
-        **counts, "gmacs_of_anchor": like, **speed,
-        "mac_ratio": round(possible, 3), "of_mac_ratio": round(speed["speed_up"] / possible, 3),
-    }  # fmt: skip
+    counts["gmacs_of_reference"] = "" if target is None or cost is base else round(cost["gmacs"] / target, 4)
+    efficiency = round(speed["speed_up"] / possible, 3)
+    return {**counts, **speed, "mac_ratio": round(possible, 3), "efficiency": efficiency}
 
 
 def _speed(speed: ttf.measure.Speed) -> Row:
-    return {
-        "images_per_s": round(speed.images_per_s, 2), "median_ms": round(1e3 * speed.median_s, 2),
-        "low_ms": round(1e3 * speed.low_s, 2), "high_ms": round(1e3 * speed.high_s, 2),
-        "speed_up": round(speed.speed_up, 3), "rounds": speed.rounds,
-    }  # fmt: skip
+    seconds = {"median_ms": speed.median_s, "low_ms": speed.low_s, "high_ms": speed.high_s}
+    times = {name: round(1e3 * value, 2) for name, value in seconds.items()}
+    ratio = {"speed_up": round(speed.speed_up, 3), "rounds": speed.rounds}
+    return {"images_per_s": round(speed.images_per_s, 2), **times, **ratio}
 
 
 def _batches(batch: Any, device: torch.device) -> list[int | None]:
@@ -197,6 +207,10 @@ def _batches(batch: Any, device: torch.device) -> list[int | None]:
     if batch != "sweep":
         raise ValueError(f"batch must be a list, [1,8], or sweep or null, got {batch!r}")
     return list(SWEEP.get(device.type, SWEEP["cpu"]))
+
+
+def _prepared(benchmark: Benchmark, seed: int) -> Benchmark:
+    return matched(fitted(benchmark, seed))
 
 
 def timings(cfg: DictConfig) -> Iterator[Timing]:
@@ -215,8 +229,8 @@ def timings(cfg: DictConfig) -> Iterator[Timing]:
     if cfg.rounds < FEWEST_ROUNDS:
         raise ValueError(f"a median needs at least {FEWEST_ROUNDS} rounds, got {cfg.rounds}")
     known = provenance(device, dtype)
-    for contest in contests(cfg):
-        settle = cache(partial(matched, contest))
+    for benchmark in benchmarks(cfg):
+        prepare = cache(partial(_prepared, benchmark, cfg.seed))
         for mode in cfg.modes:
             for batch in _batches(cfg.batch, device):
-                yield Timing(cfg, contest, settle, device, known, batch, mode)
+                yield Timing(cfg, benchmark, prepare, device, known, batch, mode)

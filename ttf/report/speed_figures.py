@@ -15,11 +15,11 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from ttf.report import curves
 from ttf.report.figures import save
-from ttf.results.speed import BASE, Row, read, text
+from ttf.results.costs import BASE, Row, read, text
 
 matplotlib.use("Agg")
 
-FIGURES = {"speed": ("equal", "methods", "tokens"), "speed_tokens": ("tokens",)}  # figure to kinds of contests
+FIGURES = {"speed": ("equal", "methods", "tokens"), "speed_tokens": ("tokens",)}  # figure to names of benchmarks
 MARKERS = "os^Dv<>pPX*h"
 COLOURS = {
     BASE: "tab:red",
@@ -59,7 +59,7 @@ def gather(figure: str, models: Sequence[str] | None, folder: Path) -> list[Row]
         ValueError: there are none.
     """
     rows = [row for file in sorted(folder.glob("*.csv")) for row in read(file)]
-    rows = [row for row in rows if text(row, "contest") in FIGURES[figure] and text(row, "tokens")]
+    rows = [row for row in rows if text(row, "benchmark") in FIGURES[figure] and text(row, "tokens")]
     found = [row for row in rows if models is None or row["model"] in models]
     if not found:
         raise ValueError(f"no rows for figure={figure} in {folder}: run make speed first")
@@ -104,7 +104,7 @@ def speed_against_macs(rows: Sequence[Row], path: Path) -> None:
     """Speed-up over the ratio of the multiply-accumulates, a point a row; methods by colour, batch by marker.
 
     Args:
-        rows: of contests; the uncompressed ones are the point (1, 1) and are not drawn.
+        rows: of benchmarks; the uncompressed ones are the point (1, 1) and are not drawn.
         path: PNG file to write.
     """
     rows = [row for row in rows if row["method"] != BASE]
@@ -145,7 +145,7 @@ def time_against_tokens(rows: Sequence[Row], path: Path) -> None:
     """Milliseconds an image over tokens, both logarithmic: uncompressed, ours, ToMe, EViT; models by marker.
 
     Args:
-        rows: of contests.
+        rows: of benchmarks.
         path: PNG file to write.
     """
     rows = [row for row in rows if method(row) in COMPARED]
