@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 
 from ttf import cli
 from ttf.errors import MissingError
-from ttf.report.terminal import log_row, print_row
+from ttf.report.wandb import log_row
+from ttf.report.terminal import print_row
 from ttf.results.store import write_json
 from ttf.tasks.run import execute
 
@@ -23,6 +24,8 @@ def main(cfg: DictConfig) -> None:
         if cfg.on_missing != "skip":
             raise
         print(f"skipped {cfg.name or cfg.model.name}: {error}", file=sys.stderr)
+        return
+    if row is None:  # another process has it
         return
     print_row(row)
     log_row(row, cfg.logger)

@@ -6,23 +6,19 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ttf import experiments
+
+experiments.register()
 OmegaConf.register_new_resolver("product", lambda a, b: int(a) * int(b), replace=True)
 
-EXPERIMENTS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
 USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException)
 INTERRUPTED = 130
-
-
-def experiment_folders() -> list[str]:
-    """Names of the folders of experiments, one a table or figure."""
-    return sorted(folder.name for folder in EXPERIMENTS.iterdir() if folder.is_dir())
 
 
 def expand_experiments(arguments: Sequence[str]) -> list[str]:
@@ -34,12 +30,7 @@ def expand_experiments(arguments: Sequence[str]) -> list[str]:
 
     def expand(argument: str) -> str:
         found = re.fullmatch(r"experiment=glob\((.+)\)", argument)
-        if not found:
-            return argument
-        files = sorted(EXPERIMENTS.glob(f"{found[1]}.yaml"))
-        if not files:
-            raise ValueError(f"no experiment fits {found[1]!r}: there are {', '.join(experiment_folders())}")
-        return "experiment=" + ",".join(str(f.relative_to(EXPERIMENTS).with_suffix("")) for f in files)
+        return f"experiment={','.join(experiments.matching(found[1]))}" if found else argument
 
     return [expand(argument) for argument in arguments]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import traceback
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ttf.data.files import atomic_write
 
+SCHEMA = 2  # of rows
 Row = dict[str, Any]
 
 
@@ -45,6 +47,19 @@ def read_json(path: Path) -> Row:
     return content
 
 
+def _row(path: Path) -> Row | None:
+    """The row of a file; None, and a line that says so, where it holds none of this schema."""
+    try:
+        row = read_json(path)
+    except ValueError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return None
+    if row.get("schema") == SCHEMA and row.get("id") == path.stem:
+        return row
+    print(f"left out: {path} is no row of schema {SCHEMA}: remove it and run again", file=sys.stderr)
+    return None
+
+
 class Store:
     """The rows in a folder.
 
@@ -61,7 +76,7 @@ class Store:
     def finished(self, name: str) -> Row | None:
         """The row of a finished run, or None."""
         path = self.path(name)
-        return read_json(path) if path.exists() else None
+        return _row(path) if path.exists() else None
 
     def begin(self, name: str, config: Row) -> None:
         """Note the config of a run that starts now; fails at once where the folder cannot be written."""
@@ -85,11 +100,12 @@ class Store:
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self._images(name)} cannot be read ({error}): run again with force=true") from error
 
-    def note_experiment(self, row: Row, experiment: str | None) -> Row:
-        """The row, with ``experiment`` among those that it belongs to, on disk too."""
-        if experiment is None or experiment in row["experiments"]:
+    def note_experiments(self, row: Row, experiments: list[Row]) -> Row:
+        """The row, with these names among those that it has, on disk too."""
+        new = [one for one in experiments if one not in row["experiments"]]
+        if not new or not self.path(row["id"]).exists():
             return row
-        row = {**row, "experiments": sorted([*row["experiments"], experiment])}
+        row = {**row, "experiments": [*row["experiments"], *new]}
         write_json(self.path(row["id"]), row)
         return row
 
@@ -104,9 +120,8 @@ class Store:
         self.forget(name)
 
     def rows(self) -> list[Row]:
-        """All finished rows, ordered by name."""
-        names = (f for f in sorted(self.folder.glob("*.json")) if "." not in f.stem)
-        return [read_json(f) for f in names]
+        """All finished rows, ordered by name. Other files are left out, with a line that says so."""
+        return [row for f in sorted(self.folder.glob("*.json")) if "." not in f.stem and (row := _row(f)) is not None]
 
     def failures(self) -> list[Row]:
         """All recorded failures."""

@@ -1,0 +1,7 @@
+"""Tasks: what is measured of which images. ``ttf.tasks.Classification(model=model, data=data).evaluate(ratio=0.7)``."""
+
+from ttf.tasks.base import Task
+from ttf.tasks.classification import Classification
+from ttf.tasks.segmentation import Segmentation
+
+__all__ = ["Classification", "Segmentation", "Task"]

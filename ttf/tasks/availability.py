@@ -1,17 +1,20 @@
-"""What a run would lack on this machine, in a few words for the cell of a table."""
+"""What this machine has of what a run needs."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ttf.building import build
 from ttf.errors import MissingError
 from ttf.models.weights import at_hand
+from ttf.results.store import signature
 
 ADVICE = {
-    "no data": "set paths.imagenet=ROOT (IMAGENET=ROOT for make), the folder with val/<wnid>/*.JPEG",
+    "no data": "set paths.imagenet=ROOT (IMAGENET=ROOT for make), the folder with val/<wnid>/*.JPEG; paths.ade20k, "
+    "paths.cityscapes and paths.camvid for segmentation",
     "data incomplete": "make doctor says what is wrong with the data set",
     "no weights": "make doctor says where to put them; with a connection they are downloaded",
     "not fine-tuned": "python scripts/finetune.py experiment=NAME trains it, eight GPUs for a day or so",
@@ -24,14 +27,35 @@ def trained_weights(cfg: DictConfig) -> Path:
     return Path(cfg.paths.results) / "training" / cfg.name / f"{cfg.model.name}.safetensors"
 
 
-def lack(cfg: DictConfig) -> str:
-    """What keeps a composed config of ``scripts/eval.py`` from running, a key of ``ADVICE``; nothing: "not run"."""
-    if cfg.finetuned and not trained_weights(cfg).is_file():
-        return "not fine-tuned"
-    try:
-        build(cfg.task.data[cfg.task.dataset])
-    except MissingError:
-        return "no data"
-    except ValueError:
-        return "data incomplete"
-    return "not run" if at_hand(cfg.model, cfg.paths.weights, cfg.paths.downloads) else "no weights"
+class Machine:
+    """What is here, looked up once a data set and a model."""
+
+    def __init__(self) -> None:
+        self._data: dict[str, str | ValueError] = {}
+        self._weights: dict[str, bool] = {}
+
+    def digest(self, cfg: DictConfig) -> str | None:
+        """The digest of the data set of a run; None where it is not here, or not complete."""
+        found = self._data_set(cfg)
+        return found if isinstance(found, str) else None
+
+    def _data_set(self, cfg: DictConfig) -> str | ValueError:
+        node: Any = OmegaConf.to_container(cfg.task.data[cfg.task.dataset], resolve=True)
+        key = signature(node)
+        if key not in self._data:
+            try:
+                self._data[key] = build(cfg.task.data[cfg.task.dataset]).digest()
+            except ValueError as error:
+                self._data[key] = error
+        return self._data[key]
+
+    def missing(self, cfg: DictConfig) -> str:
+        """What keeps a composed config of ``scripts/eval.py`` from running, a key of ``ADVICE``; "not run": nothing."""
+        if cfg.finetuned and not cfg.checkpoint and not trained_weights(cfg).is_file():
+            return "not fine-tuned"
+        data = self._data_set(cfg)
+        if isinstance(data, ValueError):
+            return "no data" if isinstance(data, MissingError) else "data incomplete"
+        if cfg.model.name not in self._weights:
+            self._weights[cfg.model.name] = at_hand(cfg.model, cfg.paths.weights, cfg.paths.downloads)
+        return "not run" if self._weights[cfg.model.name] else "no weights"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
 
-from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from ttf.building import build
-from ttf.data.subset import ImageSet, Shuffled
+import ttf
+from ttf import processes
+from ttf.data.subset import ImageSet, OnBadImage, Shuffled, check_on_bad_image
+from ttf.metrics import measure
 from ttf.results.store import Row
 
 Compression = Callable[[], AbstractContextManager[Any]]
@@ -37,42 +40,117 @@ class Outcomes:
         return len(next(iter(self.images.values())))
 
 
-def progress(label: str) -> Progress:
-    """A bar over images."""
-    return Progress(TextColumn(label), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+class Bar:
+    """A progress bar over images: below the bar of a sweep where there is one, else alone.
+
+    Args:
+        label: what is being done.
+        total: number of images.
+    """
+
+    sweep: ClassVar[Progress | None] = None
+
+    def __init__(self, label: str, total: int) -> None:
+        self.label, self.total = label, total
+
+    def __enter__(self) -> Bar:
+        self._progress = Bar.sweep or progress(disable=not processes.is_main())
+        self._own = Bar.sweep is None
+        if self._own:
+            self._progress.start()
+        self._task = self._progress.add_task(self.label, total=self.total)
+        return self
+
+    def advance(self, images: int = 1) -> None:
+        self._progress.advance(self._task, images)
+
+    def __exit__(self, *_: object) -> None:
+        if self._own:
+            self._progress.stop()
+        else:
+            self._progress.remove_task(self._task)
+
+
+def progress(unit: str = "images", disable: bool = False) -> Progress:
+    """A bar with its label, counts and the time that is left."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    return Progress(*columns, TimeRemainingColumn(), disable=disable)
+
+
+@contextmanager
+def within(sweep: Progress) -> Iterator[None]:
+    """Bars over images appear below the bar of a sweep."""
+    Bar.sweep = sweep
+    try:
+        yield
+    finally:
+        Bar.sweep = None
 
 
 class Task(ABC):
-    """One task on one data set; a subclass is the ``_target_`` of a config in ``configs/task``.
+    """One task on one data set. Configs in ``configs/task`` name a subclass; it can as well be made without them.
 
     Args:
-        cfg: the composed config of ``scripts/eval.py``.
+        data: the data set.
+        model: what is evaluated, with its weights; None: ``adopt`` is called later.
+        limit: the first images of a seeded shuffle; None: all.
+        seed: of the shuffle.
+        batch_size: images (or windows of an image) that go through the model together.
+        workers: processes that read images.
+        on_bad_image: "stop" or "skip" at an image that cannot be read.
+        cache: folder for predictions of uncompressed models; None: they are computed every time.
 
     Attributes:
+        name: its key in rows and in ``ttf.metrics``.
+        set: the data set.
         data: the images that are evaluated, in order.
+        digest: identity of the data set.
 
     Raises:
-        ValueError: the data set is not there, or a limit below 1.
+        ValueError: a limit below 1, or another word for ``on_bad_image``.
     """
 
+    name: ClassVar[str]
     input_size: tuple[int, int, int]
 
-    def __init__(self, cfg: DictConfig) -> None:
-        self.cfg = cfg
-        self.set: ImageSet = build(cfg.task.data[cfg.task.dataset])
-        self.data = Shuffled(self.set, cfg.limit, cfg.seed)
-        self.digest = self.set.digest()
+    def __init__(
+        self,
+        data: ImageSet,
+        model: nn.Module | None = None,
+        *,
+        limit: int | None = None,
+        seed: int = 0,
+        batch_size: int = 50,
+        workers: int = 0,
+        on_bad_image: OnBadImage = "stop",
+        cache: str | Path | None = None,
+    ) -> None:
+        check_on_bad_image(on_bad_image)
+        self.set, self.data, self.digest = data, Shuffled(data, limit, seed), data.digest()
+        self.batch_size, self.workers, self.on_bad_image = batch_size, workers, on_bad_image
+        self.cache, self.model = None if cache is None else Path(cache), model
+        if model is not None:
+            self.adopt(model)
 
-    def settings(self) -> Row:
-        """What of the task can change the numbers: part of a row's identity."""
-        return {"name": self.cfg.task.name, "dataset": self.cfg.task.dataset}
+    def evaluate(self, **reduction: Any) -> dict[str, dict[str, Any]]:
+        """Metrics of the model, compressed as ``ttf.apply(model, **reduction)`` says; without arguments uncompressed.
+
+        Returns:
+            Name of the metric to its value and ci95, see ``ttf.metrics``.
+
+        Raises:
+            ValueError: the task was made without a model, or as ``ttf.apply``.
+        """
+        if self.model is None:
+            raise ValueError(f"there is nothing to evaluate: {type(self).__name__}(model=MODEL, data=DATA)")
+        compression = partial(ttf.applied, self.model, **reduction) if reduction else None
+        return self.metrics(self.outcomes(self.model, compression, None, "evaluating").images)
 
     def check_positions(self, positions: Sequence[int]) -> None:
         """Raise ``ValueError`` where there is no image at a position of the shuffle."""
         outside = [position for position in positions if not 0 <= position < len(self.data)]
         if outside:
-            there = f"there are {len(self.data)}, from 0 on (limit={self.cfg.limit})"
-            raise ValueError(f"no image at {outside}: {there}")
+            raise ValueError(f"no image at {outside}: there are {len(self.data)}, from 0 on")
 
     @abstractmethod
     def adopt(self, model: nn.Module) -> Row:
@@ -83,16 +161,16 @@ class Task(ABC):
         """The preprocessed images (B, 3, H, W) at ``positions`` of the shuffle, as far as there are so many."""
 
     @abstractmethod
-    def outcomes(self, model: nn.Module, weights: str, compression: Compression | None, label: str) -> Outcomes:
-        """Run the model over the data, uncompressed and compressed.
+    def outcomes(self, model: nn.Module, compression: Compression | None, baseline: Row | None, label: str) -> Outcomes:
+        """Run the model over the data, uncompressed and compressed; several processes share the images.
 
         Args:
             model: uncompressed, on its device, in its dtype.
-            weights: fingerprint of its state dict.
             compression: compresses the model for the length of a ``with`` block; None: it stays uncompressed.
+            baseline: what predictions of the uncompressed model depend on, for the cache; None: they are not kept.
             label: for the progress bar.
         """
 
-    @abstractmethod
     def metrics(self, images: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
-        """Means and 95 % intervals of outcomes: name to value and ci95."""
+        """Values and 95 % intervals of outcomes, by name of the metric."""
+        return measure(self.name, images)

@@ -103,7 +103,9 @@ def _parts(model: nn.Module, data: Dataset[Any], batches: list[list[int]], read:
     return found
 
 
-def predict(model: nn.Module, data: Dataset[Any], read: Reading | None = None, label: str = "evaluating") -> Predictions:
+def predict(
+    model: nn.Module, data: Dataset[Any], read: Reading | None = None, label: str = "evaluating"
+) -> Predictions:
     """Run ``model`` over ``data``, items as ``Shuffled`` gives them, with a progress bar.
 
     Several processes (torchrun) share the batches, which stay the same, so the outputs are those of one process.
@@ -186,7 +188,10 @@ class Classification(Task):
         if self.cache is None or baseline is None:
             return None
         device = next(model.parameters()).device.type
-        return self.cache / f"base-{signature({**baseline, 'preprocessing': self.how.as_dict(), 'device': device})}.safetensors"
+        return (
+            self.cache
+            / f"base-{signature({**baseline, 'preprocessing': self.how.as_dict(), 'device': device})}.safetensors"
+        )
 
     def outcomes(self, model: nn.Module, compression: Compression | None, baseline: Row | None, label: str) -> Outcomes:
         """See ``Task.outcomes``."""

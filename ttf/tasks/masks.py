@@ -13,7 +13,7 @@ from ttf.bench.entries import experiment
 from ttf.data.imagenet import BadImageError
 from ttf.models.weights import load_model
 from ttf.report.masks import Example
-from ttf.tasks.options import check_pair
+from ttf.tasks.options import check_pair, make_task
 from ttf.tasks.segmentation import Segmentation, label_map
 
 
@@ -26,7 +26,7 @@ def ways(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     found = {}
     for words in cfg.ways:
         name, chosen, options = experiment(words, cfg.model.name)
-        if options is None:
+        if options is None or "calibrate" in options:
             raise ValueError(f"experiment {name} has no masks of its own: choose one that compresses without images")
         found[chosen.title or name] = options
     return found
@@ -53,7 +53,8 @@ def examples(cfg: DictConfig, positions: Sequence[int] | None) -> tuple[list[Exa
         ValueError: the model is not for segmentation, there is no such image, or see ``ways``.
     """
     check_pair(cfg)
-    task, methods = Segmentation(cfg), ways(cfg)
+    task, methods = make_task(cfg), ways(cfg)
+    assert isinstance(task, Segmentation)
     task.check_positions(positions or ())
     model = load_model(cfg.model, cfg.checkpoint, cfg.paths.weights, cfg.paths.downloads)
     task.adopt(model)

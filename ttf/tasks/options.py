@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ttf.building import build
+from ttf.tasks.base import Task
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -20,6 +21,12 @@ def check_pair(cfg: DictConfig) -> None:
     folder = Path(__file__).resolve().parents[2] / "configs" / "model"
     fitting = [f.stem for f in sorted(folder.glob("*.yaml")) if cfg.task.name in OmegaConf.load(f).tasks]
     raise ValueError(f"model={cfg.model.name} is not for task={cfg.task.name}: choose one of {', '.join(fitting)}")
+
+
+def make_task(cfg: DictConfig) -> Task:
+    """The task with its data set. Raises ``ValueError`` where that is not there, or a value is out of its range."""
+    task: Task = build(cfg.task.evaluation, data=build(cfg.task.data[cfg.task.dataset]))
+    return task
 
 
 def pick_device(name: str) -> torch.device:
@@ -45,7 +52,7 @@ def reduction(cfg: DictConfig) -> dict[str, Any] | None:
     """Arguments of ``ttf.apply`` from the config groups method and schedule; None for method=none."""
     if cfg.method.get("method") == "none":
         return None
-    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    resolved: Any = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("method", "schedule")}
     back = {"recover": cfg.recover} | ({"recover_at": cfg.recover_at} if cfg.get("recover_at") else {})
     if "_target_" in cfg.method:  # published settings: a method that brings its own schedule
         return {**back, **build(cfg.method, _convert_="object")}

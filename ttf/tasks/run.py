@@ -11,27 +11,25 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import hydra.utils
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import ttf
-from ttf import api
+from ttf import api, processes
 from ttf.calibration import calibrate_on, load_matrices
 from ttf.data.transforms import Preprocessing
 from ttf.errors import MissingError
 from ttf.measure.provenance import provenance
 from ttf.methods.prune_and_merge import PruneAndMerge
 from ttf.models.weights import file_digest, fingerprint, load_model
-from ttf.results.store import Row, Store, signature
+from ttf.results.rows import Rows
+from ttf.results.store import SCHEMA, Row, Store, signature
 from ttf.tasks.availability import trained_weights
-from ttf.tasks.base import Task
 from ttf.tasks.classification import Classification
-from ttf.tasks.options import check_pair, pick_device, pick_dtype, reduction
+from ttf.tasks.identity import baseline_of, key_of, settings
+from ttf.tasks.options import check_pair, make_task, pick_device, pick_dtype, reduction
 
-# what can change the numbers, and nothing else, makes a run's identity
-IDENTITY = ("task", "model", "method", "schedule", "recover", "dtype", "limit", "seed", "on_bad_image")
 COUNTED_IMAGES = 16  # where the number of tokens depends on the image, GMACs are a mean over so many
 
 
@@ -71,35 +69,34 @@ class Run:
         self.checkpoint = _checkpoint(cfg)
         self.matrices = _matrices(cfg, self.checkpoint)
         self.dtype, self.reduction = pick_dtype(cfg.dtype), reduction(cfg)
-        self.task: Task = hydra.utils.get_class(cfg.task._target_)(cfg)
-        self.config = self._identity()
-        self.name = signature(self.config)
+        self.settings = settings(cfg)
+        self.task = make_task(cfg)
+        self.model: nn.Module | None = None
+        self.how: Row = {}
 
-    def _identity(self) -> Row:
-        resolved: Any = OmegaConf.to_container(self.cfg, resolve=True)
-        uncompressed = ("schedule", "recover") if self.reduction is None else ()
-        chosen: Row = {key: resolved[key] for key in IDENTITY if key not in uncompressed}
-        chosen["method"] = {name: value for name, value in chosen["method"].items() if value is not None}
-        chosen["task"], chosen["data"] = self.task.settings(), self.task.digest
-        chosen["checkpoint"] = file_digest(self.checkpoint) if self.checkpoint else None
-        if self.reduction and self.cfg.recover_at:
-            chosen["recover_at"] = self.cfg.recover_at
-        if self.matrices:
-            chosen["matrices"] = file_digest(self.matrices)
-        return chosen
+    def config(self) -> Row:
+        """The whole identity: the settings with the digests of data and weights; loads the model."""
+        model, _ = self._load()
+        found = {**self.settings, "data": self.task.digest, "weights": fingerprint(model)}
+        return found | ({"matrices": file_digest(self.matrices)} if self.matrices else {})
 
     def _compression(self, model: nn.Module) -> AbstractContextManager[Any]:
         return nullcontext() if self.reduction is None else ttf.applied(model, **self.reduction)
 
     def _load(self) -> tuple[nn.Module, Row]:
         """The model with its weights, and its preprocessing, which the task takes on."""
+        if self.model is not None:
+            return self.model, self.how
         model = load_model(self.cfg.model, self.checkpoint, self.cfg.paths.weights, self.cfg.paths.downloads)
-        how = self.task.adopt(model)
+        self.model, self.how = model, self.task.adopt(model)
+        return model, self.how
+
+    def _fit_method(self, model: nn.Module) -> None:
+        """Fit a method that is calibrated on images, or take its trained matrices."""
         if self.reduction and "calibrate" in self.reduction:
             options = self.reduction.pop("calibrate")
             method = load_matrices(self.matrices) if self.matrices else self._calibrated(model, **options)
             self.reduction = {**self.reduction, "method": method, "blocks": method.blocks}
-        return model, how
 
     def _calibrated(self, model: nn.Module, images: int, **options: Any) -> PruneAndMerge:
         """Prune and Merge from a pass over the first images."""
@@ -115,6 +112,7 @@ class Run:
             raise ValueError(f"this picture is of classifiers, and the task is {self.cfg.task.name}: set task=cls")
         self.task.check_positions(positions)
         model, _ = self._load()
+        self._fit_method(model)
         return model, self.task.images(positions), self.task.how
 
     def picture(self, path: Path, positions: Sequence[int]) -> None:
@@ -130,33 +128,33 @@ class Run:
         model, images, how = self.photographs(positions)
         informative_tokens(images, ttf.trace(ttf.apply(model, **self.reduction), images), how, path)
 
-    def measure(self) -> Row:
-        """Load, evaluate and time the model; the row of results."""
+    def measure(self, config: Row, names: list[Row]) -> Row:
+        """Evaluate and time the model; the row of results.
+
+        Args:
+            config: from ``config``.
+            names: the experiments that this is, see ``names_of``.
+        """
         begin = time.time()
         model, how = self._load()
-        weights = fingerprint(model)
         model.to(self.device, self.dtype)
+        self._fit_method(model)
         with self._compression(model):  # a wrong option shows before the long evaluation
             costs = self._costs(model)
         compression = None if self.reduction is None else partial(self._compression, model)
-        found = self.task.outcomes(model, weights, compression, self._words())
+        found = self.task.outcomes(model, compression, baseline_of(config), self._words())
         self.images = found.images
         return {
-            "id": self.name, "config": self.config, "experiments": [self.cfg.name] if self.cfg.name else [],
-            "metrics": self.task.metrics(found.images), **costs, "images": found.count, "bad_images": found.bad,
-            "preprocessing": how, "weights_sha256": weights, "dtype": self.cfg.dtype,
-            **provenance(self.device, self.dtype), "throughput": self._throughput(model),
-            "command": " ".join(["python", "scripts/eval.py", *self._overrides()]),
+            "schema": SCHEMA, "id": signature(config), "key": key_of(config), "title": self._title(), "config": config,
+            "experiments": names, "metrics": self.task.metrics(found.images), **costs, "images": found.count,
+            "bad_images": found.bad, "preprocessing": how, **provenance(self.device, self.dtype),
+            "throughput": self._throughput(model), "command": " ".join(["python", "scripts/eval.py", *overrides()]),
             "seconds": round(time.time() - begin, 1),
         }  # fmt: skip
 
-    def _overrides(self) -> list[str]:
-        from hydra.core.hydra_config import HydraConfig
-
-        if not HydraConfig.initialized():
-            return []
-        hidden = ("paths.", "out=", "checkpoint=", "hydra.", "force=")
-        return [o for o in HydraConfig.get().overrides.task if not o.startswith(hidden)]
+    def _title(self) -> str:
+        """Its line in tables: the experiment's, else the method's name."""
+        return self.cfg.title or (self.cfg.method.get("method") or "method")
 
     def _words(self) -> str:
         return f"{self.cfg.model.name}, {self.cfg.name or self.cfg.method.get('method')}, {self.cfg.ratio}"
@@ -191,25 +189,64 @@ class Run:
         return {"batch_size": batch, "rounds": rounds, **{name: vars(speed) for name, speed in times.items()}}
 
 
-def execute(cfg: DictConfig) -> Row:
+HIDDEN = ("paths.", "out=", "checkpoint=", "hydra.", "force=")  # of commands that rows keep
+OF_THIS_RUN = (*HIDDEN, "experiment=", "batch_size=", "workers=", "device=", "throughput.", "logger", "on_missing=")
+
+
+def overrides() -> list[str]:
+    """The overrides of Hydra's command line, without places on this machine."""
+    from hydra.core.hydra_config import HydraConfig
+
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [one for one in given if not one.startswith(HIDDEN)]
+
+
+def names_of(cfg: DictConfig, given: Sequence[str] | None = None) -> list[Row]:
+    """What a run is called in tables: its experiment with the overrides that make it this row; none without one.
+
+    Args:
+        cfg: the composed config.
+        given: its overrides; None: those of the command line.
+    """
+    if not cfg.name:
+        return []
+    telling = sorted(one for one in (overrides() if given is None else given) if not one.startswith(OF_THIS_RUN))
+    return [{"name": cfg.name, "overrides": telling, "title": cfg.title or cfg.name}]
+
+
+def execute(cfg: DictConfig, names: list[Row] | None = None) -> Row | None:
     """Run once, or return the row of the same run that has finished before.
+
+    Args:
+        cfg: the composed config of ``scripts/eval.py``.
+        names: see ``names_of``; None: by the command line.
+
+    Returns:
+        The row; None on all processes but the main one, where several share the images.
 
     Raises:
         ValueError: for mistakes that are the user's; every failure is recorded beside the rows first.
     """
     run, store = Run(cfg), Store(cfg.paths.runs)
-    row = None if cfg.force else store.finished(run.name)
+    names = names_of(cfg) if names is None else names
+    config = run.config()
+    name = signature(config)
+    row = None if cfg.force else processes.agreed(_finished(name, Rows(cfg.paths.rows, cfg.paths.runs)))
     if row is not None:
-        print(f"{run.name} has finished before: {store.path(run.name)} (force=true runs it again)", file=sys.stderr)
-        return store.note_experiment(row, cfg.name)
-    store.begin(run.name, run.config)
+        print(f"{name} has finished before (force=true runs it again)", file=sys.stderr)
+        return store.note_experiments(row, names)
+    if not processes.is_main():
+        run.measure(config, names)
+        return None
+    store.begin(name, config)
     try:
-        row = run.measure()
-    except MissingError:
-        store.forget(run.name)
-        raise
+        row = run.measure(config, names)
     except Exception as error:
-        store.fail(run.name, run.config, error)
+        store.fail(name, config, error)
         raise
-    store.finish(run.name, row, run.images)
+    store.finish(name, row, run.images)
     return row
+
+
+def _finished(name: str, rows: Rows) -> Row | None:
+    return next((row for row in rows if row["id"] == name), None)

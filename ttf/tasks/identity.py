@@ -1,0 +1,103 @@
+"""What a run is: the settings that can change its numbers, and the identity that they have with data and weights.
+
+``settings`` are known from a config alone, so that a table knows its rows without data or weights. A row's ``key`` is
+their signature, its ``id`` that of the settings with the digests of the data and of the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ttf.arguments import check_options
+from ttf.results.store import SCHEMA, Row, signature
+from ttf.tasks.options import reduction
+
+COMMON = {"method", "preset", "ratio", "blocks", "rounding", "schedule", "recover", "recover_at"}
+OF_FILES = {"_target_", "root", "complete", "transform"}  # of a data set: the digest says what they lead to
+OF_COMPRESSION = ("method", "schedule", "recover", "recover_at")
+KNOWN_LATER = ("data", "weights", "matrices")  # digests
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, dataclasses by class and fields: what JSON gives back."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"class": type(value).__name__} | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _schedule(options: dict[str, Any]) -> Row:
+    """Class and fields; a schedule of ratio and blocks is a ``KeepRatio``, whose places may be the model's own."""
+    given = options.get("schedule")
+    if given is not None:
+        plain: Row = _plain(given)
+        return plain
+    places = options.get("blocks")
+    ratio, rounding = float(options["ratio"]), options.get("rounding", "floor")
+    return {"class": "KeepRatio", "ratio": ratio, "blocks": places and list(places), "rounding": rounding}
+
+
+def compression_settings(options: dict[str, Any] | None) -> Row:
+    """Method, schedule and recovery from the arguments of ``ttf.apply``; None: the uncompressed model.
+
+    Raises:
+        ValueError: options that the method does not have, or out of their range.
+    """
+    if options is None:
+        return {"method": None, "schedule": None, "recover": None}
+    back = {"recover": _recovery(options), **({"recover_at": at} if (at := options.get("recover_at")) else {})}
+    if "calibrate" in options:  # its matrices say where it reduces
+        return {"method": {"class": "PruneAndMerge", **options["calibrate"]}, "schedule": None, **back}
+    own = {name: value for name, value in options.items() if name not in COMMON}
+    method = check_options(options["method"], options.get("preset"), own)
+    return {"method": _plain(method), "schedule": _schedule(options), **back}
+
+
+def _recovery(options: dict[str, Any]) -> Any:
+    recover = options.get("recover", False)
+    return "nearest" if recover is True else recover or None
+
+
+def data_settings(cfg: DictConfig) -> Row:
+    """The data set by its name and options, without its place on this machine."""
+    given: Any = OmegaConf.to_container(cfg.task.data[cfg.task.dataset], resolve=True)
+    return {"name": cfg.task.dataset, **{name: value for name, value in given.items() if name not in OF_FILES}}
+
+
+def model_settings(cfg: DictConfig) -> Row:
+    """Name, architecture, and which weights: the model's own, or those that fine-tuning left."""
+    network: Any = OmegaConf.to_container(cfg.model.network, resolve=True)
+    found = {"name": cfg.model.name, "network": network}
+    if cfg.model.get("inference"):
+        found["inference"] = OmegaConf.to_container(cfg.model.inference, resolve=True)
+    return found | ({"fine_tuned": cfg.name} if cfg.finetuned and not cfg.checkpoint else {})
+
+
+def settings(cfg: DictConfig) -> Row:
+    """What can change the numbers of a run, as far as a composed config says it.
+
+    Args:
+        cfg: the composed config of ``scripts/eval.py``.
+
+    Raises:
+        ValueError: options of the method or schedule that do not exist or are out of their range.
+    """
+    return {
+        "schema": SCHEMA, "task": cfg.task.name, "data_set": data_settings(cfg), "model": model_settings(cfg),
+        **compression_settings(reduction(cfg)), "dtype": cfg.dtype, "limit": cfg.limit, "seed": cfg.seed,
+        "on_bad_image": cfg.on_bad_image,
+    }  # fmt: skip
+
+
+def key_of(config: Row) -> str:
+    """The signature of a row's settings, without the digests."""
+    return signature({name: value for name, value in config.items() if name not in KNOWN_LATER})
+
+
+def baseline_of(config: Row) -> Row:
+    """What predictions of the uncompressed model depend on, of a row's config: the key of their cache."""
+    return {
+        name: value for name, value in config.items() if name not in ("method", "schedule", "recover", "recover_at")
+    }
