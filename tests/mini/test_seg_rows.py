@@ -12,11 +12,12 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import nn
 
+from ttf import experiments
 from ttf.bench.counting import counted
 from ttf.models.vit_mini import segmenter_mini
 from ttf.models.weights import save_weights
-from ttf.report import dense, masks
-from ttf.report.lines import Sources
+from ttf.report import budgets, curves, masks
+from ttf.results.measured import read
 from ttf.results.store import Row
 from ttf.tasks.masks import examples
 
@@ -48,10 +49,10 @@ def test_every_line_of_the_figure_runs_offline(mini: list[str], evaluate: Evalua
         if name != "none":
             assert row["gmacs"] < 0.9 * base["gmacs"] and row["metrics"]["kl"]["value"] > 0
     assert rows["ours_masks"]["gmacs"] < rows["ours_literal"]["gmacs"]  # a shorter decoder
-    sources = Sources(f"{tmp_path}/runs", str(ROOT / "results" / "paper"), ROOT / "configs" / "experiment")
-    (entry,) = dense.gather("fig4b", ["segmenter_mini"], sources, [])
-    assert len(entry.curves) == len(WAYS) and len(dense.table(entry)) == 2 + len(WAYS)
-    dense.figure([entry], tmp_path / "fig4b.png")
+    measured = read(f"{tmp_path}/rows", f"{tmp_path}/runs")
+    (entry,) = budgets.gather(experiments.load("fig4b"), measured, ["segmenter_mini"])
+    assert len(entry.methods) == len(WAYS) and len(budgets.cells(entry)) == 2 + len(WAYS)
+    curves.against_gmacs([entry], tmp_path / "fig4b.png")
     assert Image.open(tmp_path / "fig4b.png").width > 800
 
 

@@ -43,6 +43,30 @@ def test_operators_import_torch_alone():
         assert not [name for name in imports if not name.startswith(allowed)], file
 
 
+def _imports(file: Path) -> list[str]:
+    return re.findall(r"^\s*(?:from|import) (\S+)", file.read_text(), re.M)
+
+
+@pytest.mark.parametrize(
+    ("folder", "never"),
+    [
+        ("metrics", ("ttf.tasks", "ttf.results", "ttf.report", "ttf.data", "ttf.models", "timm", "omegaconf")),
+        ("results", ("ttf.tasks", "ttf.report", "ttf.bench", "ttf.models", "ttf.training")),
+        ("report", ("ttf.tasks", "ttf.bench", "ttf.models", "ttf.training")),
+    ],
+)
+def test_arrows_between_rooms(folder, never):
+    files = list((ROOT / "ttf" / folder).rglob("*.py"))
+    found = {file.name: [name for name in _imports(file) if name.startswith(never)] for file in files}
+    assert files and not {name: imports for name, imports in found.items() if imports}
+
+
+def test_metrics_import_torch_and_scipy_alone():
+    allowed = ("torch", "scipy", "ttf.metrics", "__future__", "collections", "dataclasses", "typing", "math")
+    found = {name for file in (ROOT / "ttf" / "metrics").glob("*.py") for name in _imports(file)}
+    assert not {name for name in found if not name.startswith(allowed)} - {"pkgutil", "importlib"}
+
+
 def test_no_library_code_imports_mocks():
     assert not [file for file in (ROOT / "ttf").rglob("*.py") if "unittest" in file.read_text()]
 

@@ -37,6 +37,8 @@ declare(
             estimate=average("kl"),
             decimals=4,
             small=True,
+            in_figures=True,
+            log=True,
             title=KL,
             meaning=KL,
             test=signed_rank("kl"),

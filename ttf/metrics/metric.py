@@ -42,6 +42,8 @@ class Metric:
         test: two-sided p that two rows are equal on the same images; None: they are not compared.
         headline: tables and figures of the task are about this one.
         in_tables: tables show it.
+        in_figures: figures against GMACs show it beside the headline.
+        log: figures show it on a logarithmic axis.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Metric:
     test: Callable[[ImageOutcomes, ImageOutcomes], float] | None = None
     headline: bool = False
     in_tables: bool = True
+    in_figures: bool = False
+    log: bool = False
 
     def text(self, value: float) -> str:
         """A value without its unit."""

@@ -133,6 +133,8 @@ declare(
             estimate=average("kl"),
             decimals=4,
             small=True,
+            in_figures=True,
+            log=True,
             title="KL(uncompressed || compressed)",
             meaning="KL(uncompressed || compressed)",
         ),

@@ -1,7 +1,8 @@
-"""Fig. 2 and Fig. 4a from rows: accuracy and KL over methods and budgets; markers tell them apart without colour."""
+"""Figures of budgets: metrics against GMACs with 95 % bands, and one metric against another."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,72 +10,72 @@ from typing import Any
 import matplotlib
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
+from ttf.metrics import Estimate, Metric, named, of_task
+from ttf.report import styles
+from ttf.report.budgets import Curves
 from ttf.report.figures import save
 from ttf.results.measured import Measured
 
 matplotlib.use("Agg")
 
-Curves = Mapping[str, Sequence[Measured]]  # title of a method to its rows
-
-MARKERS = "osD^v<>pPXh*8d1234+x"
-LINES = ("-", "--", "-.", ":")
-KNOWN = {
-    "ToMe": "tab:blue",
-    "DiffRate": "tab:red",
-    "EViT": "tab:green",
-    "DPC-KNN": "tab:orange",
-    "ours (literal)": "0.2",
-}
-HIGHEST_KL = 3.0  # above it no answer is left to compare
-OURS: dict[str, Any] = {"color": "black", "linewidth": 2.4, "markersize": 7, "zorder": 5}
-NAMES = {"vit_ti_augreg": "ViT-Ti AugReg", "deit_ti": "DeiT-Ti", "deit_s": "DeiT-S", "vit_mini": "vit_mini"}
-MARGIN = 0.6  # of the uncompressed top-1: methods that never reach it are named below the figure, not drawn
+PUBLISHED_NAMES = {"ours": "ours (literal)"}  # whose look the published points have
+Styles = Mapping[str, dict[str, Any]]
 
 
-def models(curves: Curves) -> list[str]:
-    """The models that have rows."""
-    return sorted({m.model for rows in curves.values() for m in rows}, reverse=True)
+def drawn(task: str) -> list[Metric]:
+    """The metrics of a task that figures show, the headline first."""
+    return sorted((m for m in of_task(task) if m.headline or m.in_figures), key=lambda m: not m.headline)
 
 
-def _styles(curves: Curves) -> dict[str, dict[str, Any]]:
-    """How each method is drawn, the same in every figure: ours bold, well-known others in colour, the rest faint."""
-    styles = {}
-    for number, title in enumerate(curves):
-        style = {"marker": MARKERS[number % len(MARKERS)], "linestyle": LINES[number % len(LINES)], "label": title}
-        known = KNOWN.get(title)
-        faint = {"color": "0.55", "linewidth": 0.7, "markersize": 4, "zorder": 2}
-        shown = {"color": known, "linewidth": 1.6, "markersize": 6, "zorder": 4} if known else faint
-        styles[title] = {**style, **shown, **(OURS if "default" in title else {})}
-    return styles
+def _interval(m: Measured, base: Measured, metric: Metric) -> Estimate:
+    """A value with its band: that of the loss where it is paired, since how hard the images are is the same for all."""
+    lost = metric.lost_between(base.images, m.images)
+    if lost is None:
+        return m.estimate(metric)
+    value, sign = base.estimate(metric).value, 1 if metric.higher_is_better else -1
+    low, high = sorted((value - sign * lost.high, value - sign * lost.low))
+    return Estimate(m.estimate(metric).value, low, high)
 
 
-def _of_model(curves: Curves, model: str) -> dict[str, list[Measured]]:
-    """Rows of one model by title, cheapest first."""
-    return {
-        title: sorted((m for m in rows if m.model == model), key=lambda m: m.gmacs) for title, rows in curves.items()
-    }
+def _curve(axes: Axes, rows: Sequence[Measured], base: Measured, metric: Metric, style: dict[str, Any]) -> None:
+    found = [_interval(m, base, metric) for m in rows]
+    costs = [m.gmacs for m in rows]
+    axes.plot(costs, [e.value for e in found], **style)
+    low = [max(e.low, 0.5 * e.value) if metric.log else e.low for e in found]  # a logarithm has no bottom
+    look = {"color": style["color"], "linewidth": 0, "zorder": 1}
+    axes.fill_between(costs, low, [e.high for e in found], alpha=0.16, **look)
 
 
-def collapsed(curves: Curves, base: Mapping[str, Measured]) -> list[str]:
-    """Methods that on every model stay below a share of the uncompressed top-1 at every budget."""
-    return [
-        title for title, rows in curves.items()
-        if all(m.value("top1") < MARGIN * base[m.model].value("top1") for m in rows)
-    ]  # fmt: skip
+def _published(axes: Axes, curves: Curves, metric: Metric, looks: Styles) -> None:
+    for name in dict.fromkeys(line["method"] for line in curves.published):
+        lines = [line for line in curves.published if line["method"] == name]
+        style = {**looks[PUBLISHED_NAMES.get(name, name)], "linestyle": "none", "markerfacecolor": "none"}
+        points = [[float(line[key]) for line in lines] for key in ("gmacs", metric.name)]
+        axes.plot(*points, **{**style, "label": f"{name}, published"})
 
 
-def _frame(axes: Axes, model: str, ylabel: str, base: Measured) -> None:
+def _counts(axes: Axes, curves: Curves, looks: Styles) -> None:
+    """Ticks at the lower edge: what settings cost that were not run."""
+    for name in dict.fromkeys(row["title"] for row in curves.counted):
+        costs = [float(row["gmacs"]) for row in curves.counted if row["title"] == name]
+        style: dict[str, Any] = {"color": looks[name]["color"], "linestyle": "none", "marker": "|", "markersize": 9}
+        axes.plot(costs, [0.02] * len(costs), transform=axes.get_xaxis_transform(), label=f"{name}, counted", **style)
+
+
+def _frame(axes: Axes, curves: Curves) -> None:
+    base = curves.base
     axes.set_xlabel("GMACs per image")
-    axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
-    axes.set_title(f"{NAMES.get(model, model)}, {base.row['images']} images", fontsize=10)
+    images = f", {base.count} images of {base.data_set}" if base is not None else ""
+    axes.set_title(f"{styles.NAMES.get(curves.model, curves.model)}{images}", fontsize=10)
 
 
-def _share_axis(axes: Axes, base: Measured) -> None:
+def _share_axis(axes: Axes, whole: float) -> None:
     """A second axis on top: percent of the uncompressed multiply-accumulates."""
-    scale = 100 / base.gmacs
+    scale = 100 / whole
     there: Callable[[Any], Any] = lambda gmacs: gmacs * scale  # noqa: E731
     back: Callable[[Any], Any] = lambda share: share / scale  # noqa: E731
     top = axes.secondary_xaxis("top", functions=(there, back))
@@ -82,64 +83,96 @@ def _share_axis(axes: Axes, base: Measured) -> None:
     top.tick_params(labelsize=8.5)
 
 
-def _budget(axes: Axes, rows: Mapping[str, Sequence[Measured]], metric: str, styles: Mapping[str, Any]) -> None:
-    for title, measured in rows.items():
-        if measured:
-            axes.plot([m.gmacs for m in measured], [m.value(metric) for m in measured], **styles[title])
+def _panel(
+    axes: Axes, curves: Curves, metric: Metric, titles: Sequence[str], looks: Styles, depth: float | None
+) -> None:
+    base = curves.base
+    if base is not None:
+        for title in titles:
+            if title in curves.methods:
+                _curve(axes, curves.methods[title], base, metric, {**looks[title], "label": title})
+    _frame(axes, curves)
+    banded = base is not None and metric.difference is not None
+    axes.set_ylabel(f"{metric.axis} (bands: of the {metric.loss})" if banded else metric.axis)
+    if base is not None and metric.headline:
+        value, sign = base.estimate(metric).value, 1 if metric.higher_is_better else -1
+        axes.axhline(value, color="black", linewidth=0.8, linestyle=(0, (1, 3)))
+        axes.text(0.01, value, "uncompressed", transform=axes.get_yaxis_transform(), fontsize=8, va="bottom")
+        if depth is not None:
+            axes.set_ylim(*sorted((value - sign * depth, value + sign * depth / 9)))
+    if metric.log and base is not None:
+        axes.set_yscale("log")
+    if curves.whole and not curves.published:  # published GMACs have a whole of their own
+        _share_axis(axes, curves.whole)
 
 
-def accuracy_against_gmacs(curves: Curves, base: Mapping[str, Measured], path: Path) -> None:
-    """Fig. 4a: top-1 and KL against GMACs, one row of panels a model.
+def _legend(figure: Figure, axes: Axes, notes: Mapping[str, str]) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    words = [f"{label}:\n{notes[label]}" if label in notes else label for label in labels]
+    figure.legend(handles, words, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5, frameon=False)
+
+
+def against_gmacs(
+    entries: Sequence[Curves],
+    path: Path,
+    wanted: Sequence[str] = (),
+    depth: float | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """The metrics of a task against GMACs: at most eight curves with 95 % bands, published points, costs as ticks.
 
     Args:
-        curves: title of a method to its rows over budgets and models.
-        base: uncompressed row by model.
+        entries: one row of panels each; of what was not measured the headline metric alone is drawn.
         path: PNG file to write.
+        wanted: titles of the curves; empty: the first eight.
+        depth: how far below the uncompressed model the headline metric is drawn; None: all of it.
+        notes: words on a title, for the legend.
     """
-    hidden, styles = collapsed(curves, base), _styles(curves)
-    shown = {title: rows for title, rows in curves.items() if title not in hidden}
-    figure, grid = plt.subplots(len(models(curves)), 2, figsize=(11.5, 4.7 * len(models(curves))), squeeze=False)
-    for (left, right), model in zip(grid, models(curves), strict=True):
-        rows = _of_model(shown, model)
-        _budget(left, rows, "top1", styles)
-        top1 = base[model].value("top1")
-        left.axhline(top1, color="black", linewidth=0.8, linestyle=(0, (1, 3)))
-        left.annotate("uncompressed", (left.get_xlim()[0], top1), fontsize=8, va="bottom")
-        left.set_ylim(top1 - 26, top1 + 3)
-        _budget(right, rows, "kl", styles)
-        right.set_yscale("log")
-        right.set_ylim(top=HIGHEST_KL)
-        for panel in (left, right):
-            _share_axis(panel, base[model])
-        _frame(left, model, "top-1, %", base[model])
-        _frame(right, model, "KL(uncompressed || compressed), nats", base[model])
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5, frameon=False)
-    if hidden:
-        words = f"Not drawn, below {MARGIN:.0%} of the uncompressed top-1 everywhere: {', '.join(hidden)}."
-        figure.text(0.01, -0.015, words, fontsize=8.5)
+    metrics = drawn(entries[0].task)
+    metrics = metrics if any(entry.methods for entry in entries) else metrics[:1]
+    every = list(dict.fromkeys(title for entry in entries for title in entry.methods))
+    titles = styles.shown(every, wanted)
+    known = [PUBLISHED_NAMES.get(line["method"], line["method"]) for entry in entries for line in entry.published]
+    counted = [row["title"] for entry in entries for row in entry.counted]
+    looks = styles.styles(list(dict.fromkeys([*titles, *known, *counted])))
+    size = (5.8 * len(metrics), 4.7 * len(entries))
+    figure, grid = plt.subplots(len(entries), len(metrics), figsize=size, squeeze=False)
+    for panels, entry in zip(grid, entries, strict=True):
+        for axes, metric in zip(panels, metrics, strict=True):
+            _panel(axes, entry, metric, titles, looks, depth)
+        _published(panels[0], entry, metrics[0], looks)
+        _counts(panels[0], entry, looks)
+    _legend(figure, grid[0][0], notes or {})
     figure.tight_layout()
+    left_out = [title for title in every if title not in titles]
+    if left_out:
+        words = textwrap.fill(f"In the table alone: {', '.join(left_out)}.", 150)
+        figure.text(0.01, 0, words, fontsize=8.5, va="top")
     save(figure, path)
 
 
-def error_against_accuracy(curves: Curves, base: Mapping[str, Measured], path: Path) -> None:
-    """Fig. 2: relative error of the classifier's input against top-1, a point a row, one panel a model.
+def scatter(entries: Sequence[Curves], metric: str, path: Path) -> None:
+    """A metric against the headline one: a point a row of every method, one panel a model.
 
-    Args: see ``accuracy_against_gmacs``.
+    Args:
+        entries: of one task.
+        metric: the name of that on the horizontal axis.
+        path: PNG file to write.
     """
-    names, styles = models(curves), _styles(curves)
-    figure, grid = plt.subplots(1, len(names), figsize=(5.2 * len(names), 4.6), squeeze=False)
-    for axes, model in zip(grid[0], names, strict=True):
-        rows = _of_model(curves, model)
-        for title, measured in rows.items():
-            style = {**styles[title], "linestyle": "none"}
-            axes.plot([m.value("class_token_error") for m in measured], [m.value("top1") for m in measured], **style)
-        every = [m for measured in rows.values() for m in measured]
-        rho = spearmanr([m.value("class_token_error") for m in every], [m.value("top1") for m in every]).statistic
-        _frame(axes, model, "top-1, %", base[model])
-        axes.set_xlabel("class-token error, ||c - c'|| / ||c||")
+    across, main = named(entries[0].task, metric), entries[0].headline
+    titles = list(dict.fromkeys(title for entry in entries for title in entry.methods))
+    looks = styles.styles(titles)
+    figure, grid = plt.subplots(1, len(entries), figsize=(5.2 * len(entries), 4.6), squeeze=False)
+    for axes, entry in zip(grid[0], entries, strict=True):
+        for title, rows in entry.methods.items():
+            points = ([m.value(name) for m in rows] for name in (metric, main.name))
+            axes.plot(*points, **{**looks[title], "linestyle": "none", "label": title})
+        every = [m for rows in entry.methods.values() for m in rows]
+        rho = spearmanr([m.value(metric) for m in every], [m.value(main.name) for m in every]).statistic
+        _frame(axes, entry)
+        axes.set_xlabel(across.axis)
+        axes.set_ylabel(main.axis)
         axes.text(0.97, 0.95, f"Spearman's rho {rho:.2f}", transform=axes.transAxes, ha="right", fontsize=9)
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5, frameon=False)
+    _legend(figure, grid[0][0], {})
     figure.tight_layout()
     save(figure, path)

@@ -1,4 +1,4 @@
-"""Who is first at which budget: the curves of Fig. 4a read off at equal multiply-accumulates."""
+"""Who is first at which budget: curves read off at equal multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -6,36 +6,52 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ttf.report.curves import NAMES, Curves, models
-from ttf.report.tables import Cells, small
+from ttf.metrics import Metric, named
+from ttf.report.budgets import Curves
+from ttf.report.styles import NAMES
+from ttf.report.tables import Cells
 from ttf.results.measured import Measured
 
 BUDGETS = range(40, 85, 5)  # percent of the uncompressed multiply-accumulates
 SLACK = 1.025  # a curve that begins this little above a budget counts there with its first row
 
 
-def kl_at(rows: Sequence[Measured], gmacs: float) -> float | None:
-    """KL of a method at a budget, log-linear between its two neighbouring rows; None outside of its rows."""
-    points = sorted((m.gmacs, m.value("kl")) for m in rows)
+def value_at(rows: Sequence[Measured], metric: Metric, gmacs: float) -> float | None:
+    """A metric of a method at a budget, between its two neighbouring rows; None outside of its rows.
+
+    Linear in GMACs, of the logarithm where the metric has a logarithmic axis.
+    """
+    points = sorted((m.gmacs, m.value(metric.name)) for m in rows)
     if len(points) < 2 or not points[0][0] <= gmacs * SLACK or gmacs > points[-1][0]:
         return None
-    places, kl = zip(*points, strict=True)
-    return float(np.exp(np.interp(gmacs, places, np.log(kl))))
+    places, values = zip(*points, strict=True)
+    if metric.log:
+        return float(np.exp(np.interp(gmacs, places, np.log(values))))
+    return float(np.interp(gmacs, places, values))
 
 
-def order(rows: Mapping[str, Sequence[Measured]], gmacs: float) -> list[tuple[float, str]]:
-    """(KL, title) of the methods that have rows around a budget, the lowest KL first."""
-    found = ((kl_at(measured, gmacs), title) for title, measured in rows.items())
-    return sorted((kl, title) for kl, title in found if kl is not None)
+def order(rows: Mapping[str, Sequence[Measured]], metric: Metric, gmacs: float) -> list[tuple[float, str]]:
+    """(value, title) of the methods that have rows around a budget, the best first."""
+    found = ((value_at(measured, metric, gmacs), title) for title, measured in rows.items())
+    there = [(value, title) for value, title in found if value is not None]
+    return sorted(there, reverse=metric.higher_is_better)
 
 
-def ranking(curves: Curves, base: Mapping[str, Measured], shown: int = 4) -> Cells:
-    """The methods with the lowest KL at every budget, header first."""
-    cells = [["model", "% of MACs", "GMACs", "lowest KL", *["then"] * (shown - 1)]]
-    for model in models(curves):
-        rows = {title: [m for m in measured if m.model == model] for title, measured in curves.items()}
+def ranking(entries: Sequence[Curves], metric: str, shown: int = 4) -> Cells:
+    """The best methods at every budget, header first.
+
+    Args:
+        entries: of one task.
+        metric: by its name.
+        shown: how many methods.
+    """
+    chosen = named(entries[0].task, metric)
+    best = f"{'highest' if chosen.higher_is_better else 'lowest'} {chosen.label}"
+    cells = [["model", "% of MACs", "GMACs", best, *["then"] * (shown - 1)]]
+    for entry in entries:
         for percent in BUDGETS:
-            gmacs = percent / 100 * base[model].gmacs
-            best = [f"{title} {small(kl)}" for kl, title in order(rows, gmacs)[:shown]]
-            cells.append([NAMES.get(model, model), str(percent), f"{gmacs:.3f}", *best, *[""] * (shown - len(best))])
+            gmacs = percent / 100 * (entry.whole or 0)
+            first = [f"{title} {chosen.text(value)}" for value, title in order(entry.methods, chosen, gmacs)[:shown]]
+            name = NAMES.get(entry.model, entry.model)
+            cells.append([name, str(percent), f"{gmacs:.3f}", *first, *[""] * (shown - len(first))])
     return cells

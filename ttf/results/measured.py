@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from ttf.metrics import measure
-from ttf.results.store import Row, Store
+from ttf.metrics import Estimate, Metric, headline, named
+from ttf.metrics.outcomes import select
+from ttf.results.rows import Rows
+from ttf.results.store import Row
 
-COMPARABLE = ("model", "data", "limit", "seed", "dtype", "task")
+COMPARABLE = ("task", "data_set", "data", "limit", "seed", "dtype")
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Measured:
 
     Attributes:
         row: as on disk.
-        store: where it comes from.
+        load: reads its outcomes, (n, ...) each.
         skip: leave out so many images, the first of the seeded shuffle; the metrics are then those of the others.
     """
 
     row: Row
-    store: Store
+    load: Callable[[], dict[str, Tensor]]
     skip: int = 0
 
     def without(self, skip: int) -> Measured:
@@ -39,12 +39,8 @@ class Measured:
     @cached_property
     def images(self) -> dict[str, Tensor]:
         """Outcomes image by image; read once."""
-        return {name: values[self.skip :] for name, values in self.store.images(self.row["id"]).items()}
-
-    @cached_property
-    def metrics(self) -> dict[str, dict[str, Any]]:
-        """Means and 95 % intervals."""
-        return measure("cls", self.images) if self.skip else self.row["metrics"]
+        found = self.load()
+        return select(found, slice(self.skip, None)) if self.skip else found
 
     @property
     def count(self) -> int:
@@ -52,46 +48,103 @@ class Measured:
         return self.row["images"] - self.skip
 
     @property
-    def method(self) -> dict[str, Any]:
-        return self.row["config"]["method"]
+    def config(self) -> Row:
+        """Its settings."""
+        return self.row["config"]
+
+    @property
+    def task(self) -> str:
+        return _name(self.config["task"])
+
+    @property
+    def data_set(self) -> str:
+        return _name(self.config["data_set"])
 
     @property
     def model(self) -> str:
-        return self.row["config"]["model"]["name"]
+        return _name(self.config["model"])
+
+    @property
+    def method(self) -> Row | None:
+        """Class and fields of the method; None: the uncompressed model."""
+        return self.config["method"]
+
+    @property
+    def schedule(self) -> Row:
+        """Class and fields of the schedule; empty where there is none."""
+        return self.config.get("schedule") or {}
+
+    @property
+    def fine_tuned(self) -> bool:
+        model = self.config["model"]
+        return isinstance(model, dict) and bool(model.get("fine_tuned"))
+
+    @property
+    def experiments(self) -> list[Row]:
+        """Its names: {"name", "overrides", "title"} each."""
+        return self.row["experiments"]
 
     @property
     def gmacs(self) -> float:
         return self.row["gmacs"]
 
-    def value(self, metric: str) -> float:
-        return self.metrics[metric]["value"]
+    @property
+    def speed_up(self) -> float | None:
+        """Of the compressed over the uncompressed model; None where it was not timed."""
+        timed = (self.row.get("throughput") or {}).get("compressed")
+        return timed["speed_up"] if timed else None
 
-    def interval(self, metric: str) -> tuple[float, float]:
-        low, high = self.metrics[metric]["ci95"]
-        return low, high
+    def estimate(self, metric: Metric) -> Estimate:
+        """A metric with its interval: the row's own, or from the outcomes where images are left out."""
+        stored = None if self.skip else self.row["metrics"].get(metric.name)
+        return Estimate(stored["value"], *stored["ci95"]) if stored else metric.estimate(self.images)
+
+    def value(self, metric: str) -> float:
+        """A metric by its name."""
+        return self.estimate(named(self.task, metric)).value
+
+    @property
+    def headline(self) -> Metric:
+        """The metric that its task is about."""
+        return headline(self.task)
 
     def comparable(self, other: Measured) -> bool:
-        """Whether both are of the same model on the same images in the same arithmetic."""
-        mine, theirs = self.row["config"], other.row["config"]
-        return all(mine.get(key) == theirs.get(key) for key in COMPARABLE)
+        """Whether both are of the same model on the same images in the same arithmetic, whatever the weights."""
+        same = all(self.config.get(key) == other.config.get(key) for key in COMPARABLE)
+        return same and _architecture(self.config["model"]) == _architecture(other.config["model"])
 
 
-def read(folder: str | Path) -> list[Measured]:
-    """All finished rows of a folder."""
-    store = Store(folder)
-    return [Measured(row, store) for row in store.rows()]
+def _name(value: Any) -> str:
+    return value["name"] if isinstance(value, dict) else value
 
 
-def of_experiment(rows: Sequence[Measured], folder: str) -> list[tuple[str, Measured]]:
-    """Pairs (name below ``folder``, row) of the experiments FOLDER/NAME; a sweep gives several of one name."""
-    start = f"{folder}/"
-    return [(n.removeprefix(start), m) for m in rows for n in m.row["experiments"] if n.startswith(start)]
+def _architecture(model: Any) -> Any:
+    """A model's settings without where its weights come from."""
+    return {key: value for key, value in model.items() if key != "fine_tuned"} if isinstance(model, dict) else model
+
+
+def read(published: str | Path, drafts: str | Path) -> list[Measured]:
+    """All finished rows: the published ones and those of this machine."""
+    rows = Rows(published, drafts)
+    return [Measured(row, partial(rows.outcomes, row)) for row in rows]
+
+
+def of_experiments(rows: Sequence[Measured], names: Sequence[str]) -> list[tuple[str, Measured]]:
+    """Pairs (name, row) of the experiments, in the order of ``names``; a sweep gives several of one name."""
+    found: list[tuple[str, Measured]] = []
+    for name in names:
+        found += [(name, m) for m in rows if any(one["name"] == name for one in m.experiments)]
+    return found
 
 
 def uncompressed(rows: Sequence[Measured], like: Measured) -> Measured:
-    """The uncompressed row to compare with. Raises ``ValueError`` where it has not been measured."""
-    found = [m for m in rows if m.method.get("method") == "none" and m.comparable(like)]
-    found.sort(key=lambda m: m.row["config"].get("checkpoint") is not None)  # the model's own weights before others
+    """The uncompressed row to compare with: of the same weights, else of the model's own rather than others.
+
+    Raises:
+        ValueError: it has not been measured.
+    """
+    found = [m for m in rows if m.method is None and m.comparable(like)]
+    found.sort(key=lambda m: (m.fine_tuned, m.config.get("weights") != like.config.get("weights")))
     if not found:
         raise ValueError(f"{like.model} has no uncompressed row: run scripts/eval.py experiment=readings/none first")
     return found[0].without(like.skip)
@@ -99,50 +152,26 @@ def uncompressed(rows: Sequence[Measured], like: Measured) -> Measured:
 
 def nearest_tome(rows: Sequence[Measured], like: Measured) -> Measured | None:
     """ToMe as published (r tokens fewer in every block) at the nearest GMACs; None where there is no such row."""
-    found = [m for m in rows if "fig4a_tome/tome" in m.row["experiments"] and m.comparable(like)]
+    found = [m for m in rows if _is_published_tome(m) and m.comparable(like)]
     nearest = min(found, key=lambda m: abs(m.gmacs - like.gmacs), default=None)
     return nearest and nearest.without(like.skip)
 
 
+def _is_published_tome(m: Measured) -> bool:
+    return m.method is not None and m.method["class"] == "ToMe" and m.schedule.get("class") == "RemovePerBlock"
+
+
 def halves(pairs: Sequence[tuple[str, Measured]]) -> list[tuple[str, Measured]]:
     """Rows of a study: those over a first part of the images as they are, those over all without that part."""
-    limits = [m.row["config"]["limit"] for _, m in pairs]
+    limits = [m.config["limit"] for _, m in pairs]
     part = max((limit for limit in limits if limit), default=0)
-    return [(name, m if m.row["config"]["limit"] else m.without(part)) for name, m in pairs]
+    return [(name, m if m.config["limit"] else m.without(part)) for name, m in pairs]
 
 
 def reading(row: Measured) -> str:
     """Which reading of the equations a row of Token Transforming is, in words; "" for other methods."""
     method = row.method
-    if method.get("method") != "token_transform":
+    if method is None or method["class"] != "TokenTransform":
         return ""
-    if method["preset"] == "default":
-        return "the default"
-    both = method.get("isolate") and method.get("accumulate")
+    both = method["isolate"] and method["accumulate"]
     return "class token isolated, sizes carried over" if both else "the literal equations"
-
-
-def quoted(folder: str | Path, table: str) -> dict[str, dict[str, str]]:
-    """What the paper prints, by name of the experiment: ``FOLDER/TABLE.csv``; nothing where it prints nothing."""
-    return {line["row"]: line for line in _csv(folder, table)}
-
-
-def printed_lines(folder: str | Path, table: str) -> list[dict[str, str]]:
-    """A table that the paper prints line by line, with peers' lines among ours; none where it prints no such table."""
-    return [line for line in _csv(folder, table) if "model" in line]
-
-
-def _csv(folder: str | Path, table: str) -> list[dict[str, str]]:
-    path = Path(folder) / f"{table}.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-@cache
-def title(experiments: Path, folder: str, name: str) -> str:
-    """An experiment's line in tables and figures, from its file; its name where there is none."""
-    path = experiments / folder / f"{name}.yaml"
-    found = OmegaConf.select(OmegaConf.load(path), "title") if path.is_file() else None
-    return found or name

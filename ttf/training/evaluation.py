@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ttf.metrics.segmentation import scores
 from ttf.tasks import segmentation
 from ttf.training.data import evaluation_batches
 
@@ -80,4 +81,4 @@ class MeanIoU(Score):
 
     def percent(self, outcomes: Tensor) -> float:
         """See ``Score.percent``."""
-        return 100 * segmentation.scores(outcomes.sum(0)).miou.item()
+        return 100 * scores(outcomes.sum(0)).miou.item()

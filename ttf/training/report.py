@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ttf.report.terminal import wandb_run
+from ttf.report.wandb import wandb_run
 
 Report = Callable[[dict[str, float]], None]
 

@@ -1,0 +1,71 @@
+"""From a table's file and rows to files of markdown and pictures, by the table's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ttf.data.files import atomic_write
+from ttf.report import Options, ablation, budgets, curves, paper_tables
+from ttf.report.ranking import ranking
+from ttf.report.tables import Cells, markdown, show
+from ttf.results.costs import read
+from ttf.results.measured import Measured
+
+Sections = Sequence[tuple[str, Cells]]
+
+
+def _table(spec: Any, options: Options, sections: Sections, legend: str) -> Path:
+    """Headings with cells and the legend as markdown, and on the terminal."""
+    if options.show:
+        for heading, cells in sections:
+            show(cells, heading)
+    parts = [f"**{heading}**\n\n{markdown(cells)}" for heading, cells in sections]
+    path = options.path("tables", spec.name)
+    atomic_write(path, lambda temporary: temporary.write_text("\n".join([*parts, f"{legend}\n"])))
+    return path
+
+
+def _costs(spec: Any, options: Options) -> list[dict[str, Any]]:
+    return read(options.results / "speed" / f"{spec.name}.csv")
+
+
+def _ablation(spec: Any, rows: Sequence[Measured], options: Options) -> list[Path]:
+    return [_table(spec, options, *ablation.sections(spec, rows, options.models))]
+
+
+def _models(spec: Any, rows: Sequence[Measured], options: Options) -> list[Path]:
+    costs = _costs(spec, options)
+    return [_table(spec, options, *paper_tables.sections(spec, costs, rows, options.missing, options.advice))]
+
+
+def _budgets(spec: Any, rows: Sequence[Measured], options: Options) -> list[Path]:
+    """The figure against GMACs with its table; further figures of the same rows where the table's file has them."""
+    entries = budgets.gather(spec, rows, options.models, _costs(spec, options))
+    chosen = spec.options
+    sections, legend = budgets.sections(entries)
+    if "ranking" in chosen:
+        sections = [("Best at equal cost", ranking(entries, chosen["ranking"])), *sections]
+    written = [_table(spec, options, sections, legend), options.path("figures", spec.name)]
+    notes = chosen.get("notes", {})
+    curves.against_gmacs(entries, written[-1], chosen.get("shown", ()), chosen.get("depth"), notes)
+    for name, metric in chosen.get("scatter", {}).items():
+        written.append(options.path("figures", name))
+        curves.scatter(entries, metric, written[-1])
+    return written
+
+
+LAYOUTS: dict[str, Callable[[Any, Sequence[Measured], Options], list[Path]]] = {
+    "ablation": _ablation,
+    "models": _models,
+    "curves": _budgets,
+    "dense": _budgets,
+}
+
+
+def render(table: Any, rows: Sequence[Measured], options: Options) -> list[Path]:
+    """See ``ttf.report.render``."""
+    if table.layout not in LAYOUTS:
+        raise ValueError(f"{table.name} has no layout {table.layout!r}: choose one of {', '.join(LAYOUTS)}")
+    return LAYOUTS[table.layout](table, rows, options)

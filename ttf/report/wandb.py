@@ -1,0 +1,40 @@
+"""Rows to Weights & Biases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ttf.report.terminal import flat
+from ttf.results.store import Row
+
+
+def wandb_run(logger: DictConfig, run_id: str, **options: Any) -> Any:
+    """A W&B run, which goes on where it is already there; ``options`` of ``wandb.init``.
+
+    Raises:
+        ValueError: W&B cannot be reached and WANDB_MODE=offline is not set.
+    """
+    import wandb
+
+    places = {"project": logger.project, "entity": logger.entity, "dir": logger.dir}
+    try:
+        return wandb.init(**places, id=run_id, resume="allow", **options)
+    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        raise ValueError(f"W&B: {error}. Set WANDB_MODE=offline to log to disk") from error
+
+
+def log_row(row: Row, logger: DictConfig) -> None:
+    """Send a row to the configured logger: nothing for "none", a W&B run for "wandb".
+
+    Raises:
+        ValueError: W&B cannot be reached and WANDB_MODE=offline is not set.
+    """
+    if logger.name != "wandb":
+        return
+    first, model = (row["experiments"] or [{"name": None}])[0], row["config"]["model"]
+    name = model["name"] if isinstance(model, dict) else model
+    run = wandb_run(logger, row["id"], group=first["name"], name=name, config=row["config"])
+    run.log(flat(row))
+    run.finish()
