@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -17,7 +18,7 @@ from ttf.tasks.run import Run, execute
 
 LEGEND = (
     "drop: points of top-1 below the uncompressed model; agree: images with its class; KL: KL(uncompressed || "
-    "compressed), nats; of MACs: speed-up / (MACs uncompressed / MACs compressed)"
+    "compressed), nats; efficiency: speed-up / (MACs uncompressed / MACs compressed)"
 )
 METHODS = {"uncompressed": "none", "paper": "paper", "default": "token_transform"}
 
@@ -25,14 +26,19 @@ METHODS = {"uncompressed": "none", "paper": "paper", "default": "token_transform
 def _row(cfg: DictConfig, method: DictConfig) -> Row:
     with open_dict(cfg):
         cfg.method = method
-    return execute(cfg)
+    row = execute(cfg)
+    assert row is not None, "one process"
+    return row
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="demo")
 def main(cfg: DictConfig) -> None:
     methods = {name: compose("eval", [f"method={choice}"]).method for name, choice in METHODS.items()}
-    rows = [Measured(_row(cfg.copy(), method), Store(cfg.paths.runs)) for method in methods.values()]
-    cells = tables.table([tables.Line(name, row, rows[0]) for name, row in zip(methods, rows, strict=True)], ("err",))
+    store = Store(cfg.paths.runs)
+    measured = [_row(cfg.copy(), method) for method in methods.values()]
+    rows = [Measured(row, partial(store.images, row["id"])) for row in measured]
+    lines = [tables.Line(name, row, rows[0]) for name, row in zip(methods, rows, strict=True)]
+    cells = tables.table(lines, without=("class_token_error",))
     folder = Path(cfg.demo_folder)
     Run(cfg).picture(folder / "tokens.png", range(cfg.figure_images))
     (folder / "table.md").write_text(tables.markdown(cells))

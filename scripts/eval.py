@@ -17,6 +17,7 @@ from ttf.tasks.run import execute
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval")
+@cli.job
 def main(cfg: DictConfig) -> None:
     try:
         row = execute(cfg)
