@@ -27,10 +27,8 @@ from ttf.schedule import KeepRatio, RemovePerBlock
 Tiny = Callable[..., VisionTransformer]
 Images = Callable[..., Tensor]
 RESULTS = Path(__file__).parents[2] / "results"
-NETWORK = {
-    "_target_": "timm.create_model", "model_name": "vit_tiny_patch16_224", "img_size": 64, "patch_size": 8,
-    "embed_dim": 48, "depth": 4, "num_heads": 3,
-}  # fmt: skip
+SIZES = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
+NETWORK = {"_target_": "timm.create_model", "model_name": "vit_tiny_patch16_224", **SIZES}
 
 
 # Equal cost
@@ -69,7 +67,7 @@ def test_few_counts_are_enough() -> None:
 @pytest.mark.parametrize("options", [None, {"ratio": 0.5}, {"method": "tome", "schedule": RemovePerBlock(7)}])
 def test_shapes_cost_what_a_real_pass_costs(options: dict[str, Any] | None) -> None:
     shapes = Shapes(OmegaConf.create(NETWORK))
-    model = VisionTransformer(**{name: NETWORK[name] for name in NETWORK if name not in ("_target_", "model_name")})
+    model = VisionTransformer(**SIZES)
     if options is not None:
         ttf.apply(model, **options)
     assert shapes.patches == 64 and shapes.size == (3, 64, 64)
@@ -181,31 +179,40 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return figures
 
 
-def test_the_limit_is_in_the_figure_of_speed(drawn: list[Figure], tmp_path: Path) -> None:
-    fast = {"mac_ratio": 1.5, "speed_up": 1.4}
-    rows = [row("uncompressed"), row("ToMe schedule.r=11", **fast), row("ours (default) ratio=0.7", batch=8, **fast)]
-    speed_figures.speed_against_macs(rows, tmp_path / "speed.png")
-    (axes,) = drawn[0].axes
-    (limit,) = axes.lines
-    assert list(limit.get_xdata()) == list(limit.get_ydata())
-    points = [collection.get_offsets().tolist() for collection in axes.collections]
-    assert points == [[[1.5, 1.4]], [[1.5, 1.4]]]  # the uncompressed model is where the limit begins
-    labels = [label.get_text() for label in drawn[0].legends[0].get_texts()]
-    assert labels == ["ours (default)", "ToMe", "batch 4", "batch 8"]
-    assert "cpu" in axes.get_title()
+def test_efficiency_of_every_method_beside_that_over_batches(drawn: list[Figure], tmp_path: Path) -> None:
+    names = ("uncompressed", "ours (default) ratio=0.7", "PPT ratio=0.7")
+    rows = [row(name, benchmark="methods", batch=8, efficiency=0.9 + 0.1 * n) for n, name in enumerate(names)]
+    rows.append(row("Prune and Merge", benchmark="prune_and_merge", batch=8, efficiency=0.8, fitted_on="2 images"))
+    rows.append(row("EViT ratio=0.7", benchmark="prune_and_merge", batch=8))  # it is among the methods, or not shown
+    rows += [row("ToMe schedule.r=11", batch=batch, median_ms=1.5) for batch in (8, 1)]
+    speed_figures.efficiency_of_methods(rows, tmp_path / "speed.png")
+    left, right = drawn[0].axes
+    assert [tick.get_text() for tick in left.get_yticklabels()] == ["Prune and Merge", "ours (default)", "PPT"]
+    assert [float(container.lines[0].get_xdata()[0]) for container in left.containers] == [0.8, 1.0, 1.1]
+    assert "efficiency: speed-up / MAC ratio" in left.get_xlabel() and "m, batch 8: cpu, float32" in left.get_title()
+    (tome,) = right.containers
+    assert sorted(tome.lines[0].get_xdata()) == pytest.approx([1.04, 8.32]) and right.get_xscale() == "log"
+    assert right.get_xlabel() == "batch size, images"
 
 
-def test_the_time_of_an_image_over_tokens(drawn: list[Figure], tmp_path: Path) -> None:
-    rows = [
-        row("uncompressed", tokens=t, batch=b, median_ms=m, high_ms=10.0) for t, b, m in ((577, 2, 9.0), (197, 4, 8.0))
+def test_efficiency_over_tokens(drawn: list[Figure], tmp_path: Path) -> None:
+    ours = [
+        row("ours (default) ratio=0.7", tokens=t, batch=b, efficiency=e) for t, b, e in ((577, 2, 0.9), (197, 4, 1))
     ]
-    rows += [row("ToMe schedule.r=11"), row("DPC-KNN ratio=0.7")]
-    speed_figures.time_against_tokens(rows, tmp_path / "tokens.png")
+    rows = [row("uncompressed"), *ours, row("DPC-KNN ratio=0.7"), row("EViT", model="deit_s", tokens=1601)]
+    speed_figures.efficiency_over_tokens(rows, tmp_path / "tokens.png")
     (axes,) = drawn[0].axes
     lines = [container.lines[0] for container in axes.containers]
-    assert [list(line.get_xdata()) for line in lines] == [[197, 577], [197]]
-    assert list(lines[0].get_ydata()) == [2.0, 4.5]
-    assert axes.get_xscale() == axes.get_yscale() == "log"
+    assert [list(line.get_ydata()) for line in lines] == [[1.0, 0.9], [1.0]]
+    assert [line.get_linestyle() for line in lines] == ["-", "None"]  # a model of one size is a point
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["197\nbatch 4", "577\nbatch 2", "1601\nbatch 4"]
+    assert {note.get_text() for note in axes.texts} == {"m", "DeiT-S"} and "cpu" in axes.get_title()
+    assert [label.get_text() for label in drawn[0].legends[0].get_texts()] == ["ours (default)", "EViT"]
+
+
+def test_methods_are_told_apart_without_colour() -> None:
+    looks = list(speed_figures.LOOKS.values())
+    assert len({look["marker"] for look in looks}) == len({look["linestyle"] for look in looks}) == len(looks)
 
 
 def test_figures_of_a_folder(tmp_path: Path) -> None:
@@ -216,7 +223,7 @@ def test_figures_of_a_folder(tmp_path: Path) -> None:
     assert [r["method"] for r in speed_figures.gather("speed_tokens", None, tmp_path)] == ["ours"]
     with pytest.raises(ValueError, match="no rows for figure=speed"):
         speed_figures.gather("speed", ["other"], tmp_path)
-    speed_figures.speed_against_macs(speed_figures.gather("speed", ["m"], tmp_path), tmp_path / "speed.png")
+    speed_figures.efficiency_of_methods(speed_figures.gather("speed", ["m"], tmp_path), tmp_path / "speed.png")
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,40 +1,44 @@
-"""Two figures of speed from rows: speed-up against what the multiply-accumulates promise, time against tokens."""
+"""Two figures of speed from rows: the efficiency of every method and batch size, and over the number of tokens.
+
+Efficiency is the speed-up over the ratio of the multiply-accumulates: 1 is as fast as the arithmetic promises.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FixedLocator, NullLocator
 
-from ttf.report import curves
 from ttf.report.figures import save
 from ttf.results.costs import BASE, Row, read, text
 
 matplotlib.use("Agg")
 
-FIGURES = {"speed": ("equal", "methods", "tokens"), "speed_tokens": ("tokens",)}  # figure to names of benchmarks
-MARKERS = "os^Dv<>pPX*h"
-COLOURS = {
-    BASE: "tab:red",
-    "ours (default)": "black",
-    "ours (literal)": "0.45",
-    "ToMe": "tab:blue",
-    "EViT": "tab:green",
-    "DPC-KNN": "tab:orange",
-    "PruMerge": "tab:brown",
+Rows = Sequence[Row]
+METHODS, BATCHES, TOKENS, FITTED = "methods", "equal", "tokens", "prune_and_merge"
+FIGURES = {"speed": (METHODS, BATCHES, FITTED), "speed_tokens": (TOKENS,)}  # figure to names of benchmarks
+EFFICIENCY = "efficiency: speed-up / MAC ratio"
+# Of the methods that are followed over batches and tokens: marker, fill and line tell them apart without colour.
+LOOKS: dict[str, dict[str, Any]] = {
+    "ours (default)": {"color": "black", "marker": "o", "linestyle": "-"},
+    "EViT": {"color": "#009E73", "marker": "<", "linestyle": "-.", "markerfacecolor": "white"},
+    "ToMe": {"color": "#0072B2", "marker": "h", "linestyle": "--"},
 }
-# pale, for methods that are not named above: every other of one map, then the lighter ones of another
-PALE = [plt.get_cmap("tab20")(2 * number + 1) for number in range(10)]
-PALE += [plt.get_cmap("tab20b")(4 * number + 2) for number in range(5)]
-COMPARED = (BASE, "ours (default)", "ToMe", "EViT")
-NAMES = {**curves.NAMES, "deit_b": "DeiT-B", "vit_l": "ViT-L/16"}
+NAMES = {"deit_ti": "DeiT-Ti", "deit_s": "DeiT-S", "deit_b": "DeiT-B", "vit_l": "ViT-L/16"}
+
+
+class Place(NamedTuple):
+    """What the rows of a panel share."""
+
+    model: str
+    where: str
 
 
 def method(row: Row) -> str:
@@ -42,8 +46,7 @@ def method(row: Row) -> str:
     return re.sub(r" \S+=\S+", "", text(row, "method"))
 
 
-def place(row: Row) -> str:
-    """Where and how a row was timed, in words: the title of its panel."""
+def _where(row: Row) -> str:
     return ", ".join(text(row, name) for name in ("device", "dtype", "mode"))
 
 
@@ -66,106 +69,147 @@ def gather(figure: str, models: Sequence[str] | None, folder: Path) -> list[Row]
     return found
 
 
-def _panels(rows: Sequence[Row], width: float) -> tuple[Any, dict[str, tuple[Axes, list[Row]]]]:
-    """A panel for each place, side by side."""
-    places = sorted({place(row) for row in rows})
-    figure, grid = plt.subplots(1, len(places), figsize=(width * len(places), 4.8), squeeze=False)
-    return figure, {
-        name: (axes, [row for row in rows if place(row) == name]) for name, axes in zip(places, grid[0], strict=True)
-    }
+def _range(row: Row) -> tuple[float, float]:
+    """The efficiency of a row with the slowest and with the fastest of its rounds in place of the median."""
+    value, median = float(row["efficiency"]), float(row["median_ms"])
+    return value * median / float(row["high_ms"]), value * median / float(row["low_ms"])
 
 
-def _colours(rows: Sequence[Row]) -> dict[str, Any]:
-    others = sorted({method(row) for row in rows} - set(COLOURS))
-    named = {name: colour for name, colour in COLOURS.items() if name in {method(row) for row in rows}}
-    return {**named, **{name: PALE[number % len(PALE)] for number, name in enumerate(others)}}
+def _around(rows: Rows) -> list[list[float]]:
+    """Lengths of the bars below and above each point."""
+    values, ends = [float(row["efficiency"]) for row in rows], [_range(row) for row in rows]
+    below = [max(value - low, 0.0) for value, (low, _) in zip(values, ends, strict=True)]
+    return [below, [max(high - value, 0.0) for value, (_, high) in zip(values, ends, strict=True)]]
 
 
-def _limit(axes: Axes, rows: Sequence[Row]) -> None:
-    """The line y = x: as much faster as there is less to multiply."""
-    ratios = [float(row["mac_ratio"]) for row in rows]
-    ends = [0.97 * min(ratios), 1.03 * max(ratios)]
-    axes.plot(ends, ends, color="black", linewidth=0.9, linestyle="--", zorder=1)
-    axes.annotate("y = x", (ends[1], ends[1]), (-6, 4), textcoords="offset points", fontsize=8, ha="right")
+def _batch(row: Row) -> int:
+    return int(row["batch"])
 
 
-def _key(figure: Any, colours: Mapping[str, Any], markers: Mapping[Any, str], what: str) -> None:
-    """The legend beside the figure: methods by colour, and the markers."""
-    blank: dict[str, Any] = {"linestyle": "none", "markersize": 7}
-    handles = [Line2D([], [], marker="o", color=colour, label=name, **blank) for name, colour in colours.items()]
-    handles += [
-        Line2D([], [], marker=marker, color="0.3", markerfacecolor="none", label=f"{what}{key}", **blank)
-        for key, marker in markers.items()
-    ]
-    figure.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5, frameon=False)
+def _of_methods(rows: Rows) -> list[Row]:
+    """One row a method at the batch of the benchmark of all methods, the best last; fitted methods have their own."""
+    timed = [row for row in rows if text(row, "benchmark") == METHODS]
+    batch = max(map(_batch, timed or rows))
+    fitted = [row for row in rows if text(row, "benchmark") == FITTED and text(row, "fitted_on")]
+    chosen = [row for row in [*timed, *fitted] if _batch(row) == batch and row["method"] != BASE]
+    return sorted(chosen, key=lambda row: float(row["efficiency"]))
 
 
-def speed_against_macs(rows: Sequence[Row], path: Path) -> None:
-    """Speed-up over the ratio of the multiply-accumulates, a point a row; methods by colour, batch by marker.
-
-    Args:
-        rows: of benchmarks; the uncompressed ones are the point (1, 1) and are not drawn.
-        path: PNG file to write.
-    """
-    rows = [row for row in rows if row["method"] != BASE]
-    colours, batches = _colours(rows), sorted({int(row["batch"]) for row in rows})
-    markers = {batch: MARKERS[number % len(MARKERS)] for number, batch in enumerate(batches)}
-    figure, panels = _panels(rows, 6.0)
-    for name, (axes, shown) in panels.items():
-        _limit(axes, shown)
-        for row in sorted(shown, key=lambda row: method(row) in COLOURS):
-            style = {"marker": markers[int(row["batch"])], "color": colours[method(row)], "s": 46, "linewidths": 0.6}
-            axes.scatter(float(row["mac_ratio"]), float(row["speed_up"]), edgecolors="white", zorder=3, **style)
-        models = ", ".join(NAMES.get(model, model) for model in sorted({row["model"] for row in shown}))
-        _frame(axes, f"{models}: {name}", "MACs of the uncompressed model / MACs", "speed-up")
-    _key(figure, colours, markers, "batch ")
-    figure.tight_layout()
-    save(figure, path)
+def _methods_panel(axes: Axes, rows: Rows) -> None:
+    """A line a method: its efficiency, the range of its rounds, and what speed-up stands against what MAC ratio."""
+    for line, row in enumerate(rows):
+        ours = method(row).startswith("ours")
+        style: dict[str, Any] = {"marker": "o", "color": "black", "markerfacecolor": "black" if ours else "white"}
+        around = [[value] for (value,) in _around([row])]
+        axes.errorbar(float(row["efficiency"]), line, xerr=around, capsize=2, elinewidth=0.8, markersize=6, **style)
+        ratio = f"{float(row['speed_up']):.2f}x / {float(row['mac_ratio']):.2f}x"
+        axes.annotate(ratio, (1.0, line), (6, 0), ("axes fraction", "data"), "offset points", fontsize=8, va="center")
+    axes.set_yticks(range(len(rows)), [method(row) for row in rows], fontsize=8.5)
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    axes.axvline(1.0, color="black", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    axes.set_xlabel(f"{EFFICIENCY} (the two at the right; bars: slowest to fastest round)")
+    axes.grid(axis="x", alpha=0.3)
 
 
-def _frame(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
-    axes.set_title(title, fontsize=9)
+def _line(axes: Axes, places: Sequence[float], rows: Rows, label: str, look: Mapping[str, Any]) -> None:
+    values = [float(row["efficiency"]) for row in rows]
+    style = {"markersize": 6.5, "linewidth": 1.3, "capsize": 2, "elinewidth": 0.7, **look}
+    axes.errorbar(places, values, _around(rows), label=label, **style)
+
+
+def _curves(axes: Axes, rows: Rows, by: str, shift: float) -> None:
+    """A line a method over a column, side by side where points would cover each other."""
+    for number, (name, look) in enumerate(LOOKS.items()):
+        own = sorted((row for row in rows if method(row) == name), key=lambda row: int(row[by]))
+        places = [int(row[by]) * (1 + shift * (number - 1)) for row in own]
+        if own:
+            alone = {"linestyle": "none"} if len(own) == 1 else {}
+            _line(axes, places, own, name, {**look, **alone})
+
+
+def _frame(axes: Axes, ticks: Mapping[int, str], xlabel: str) -> None:
+    """A logarithmic axis with a tick a measured value, and the line at 1."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels(list(ticks.values()), fontsize=8.5)
+    axes.axhline(1.0, color="black", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    axes.set_ylabel(f"{EFFICIENCY}\n(bars: slowest to fastest round)")
     axes.grid(alpha=0.3)
 
 
-def _line(axes: Axes, rows: Sequence[Row], colour: Any, marker: str) -> None:
-    """Milliseconds an image of one method on one model over the tokens, with the range of the rounds."""
-    ordered = sorted(rows, key=lambda row: int(row["tokens"]))
-    low, middle, high = (
-        [float(row[f"{name}_ms"]) / int(row["batch"]) for row in ordered] for name in ("low", "median", "high")
-    )
-    around = [[m - a for m, a in zip(middle, low, strict=True)], [b - m for m, b in zip(middle, high, strict=True)]]
-    tokens = [int(row["tokens"]) for row in ordered]
-    axes.errorbar(tokens, middle, around, color=colour, marker=marker, markersize=5, capsize=2, elinewidth=0.8)
+def _batches_panel(axes: Axes, rows: Rows) -> None:
+    _curves(axes, rows, "batch", 0.04)
+    _frame(axes, {batch: str(batch) for batch in sorted({_batch(row) for row in rows})}, "batch size, images")
+    axes.legend(loc="lower right", fontsize=8.5, frameon=False)
 
 
-def time_against_tokens(rows: Sequence[Row], path: Path) -> None:
-    """Milliseconds an image over tokens, both logarithmic: uncompressed, ours, ToMe, EViT; models by marker.
+def _name_of(row: Row) -> str:
+    model = text(row, "model")
+    return NAMES.get(model, model)
+
+
+def _by_place(rows: Rows) -> dict[Place, list[Row]]:
+    found: dict[Place, list[Row]] = {}
+    for row in rows:
+        found.setdefault(Place(_name_of(row), _where(row)), []).append(row)
+    return found
+
+
+def efficiency_of_methods(rows: Rows, path: Path) -> None:
+    """Efficiency of every method at one batch size, and of ours, ToMe and EViT over batch sizes at equal GMACs.
 
     Args:
-        rows: of benchmarks.
+        rows: of benchmarks; a pair of panels each model and device.
         path: PNG file to write.
     """
-    rows = [row for row in rows if method(row) in COMPARED]
-    models = sorted({row["model"] for row in rows})
-    markers = {model: MARKERS[number % len(MARKERS)] for number, model in enumerate(models)}
-    figure, panels = _panels(rows, 6.4)
-    for name, (axes, shown) in panels.items():
-        for model, title in ((model, title) for model in models for title in COMPARED):
-            of = [row for row in shown if row["model"] == model and method(row) == title]
-            if of:
-                _line(axes, of, COLOURS[title], markers[model])
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.xaxis.set_major_locator(FixedLocator(sorted({int(row["tokens"]) for row in shown})))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        batches = sorted({int(row["batch"]) for row in shown}, reverse=True)
-        title = f"{name}, batches of {', '.join(map(str, batches))}"
-        _frame(axes, title, "tokens", "ms an image: median, and range of the rounds")
-    named = {NAMES.get(model, model): marker for model, marker in markers.items()}
-    _key(figure, {name: COLOURS[name] for name in COMPARED}, named, "")
-    figure.tight_layout()
+    places = _by_place(rows)
+    lines = max(len(_of_methods(own)) for own in places.values())
+    size = (13.0, (1.6 + max(0.26 * lines, 2.4)) * len(places))
+    figure, grid = plt.subplots(
+        len(places), 2, figsize=size, squeeze=False, width_ratios=(1.25, 1), layout=ConstrainedLayoutEngine(wspace=0.06)
+    )
+    for (model, where), (left, right) in zip(places, grid, strict=True):
+        own = places[Place(model, where)]
+        shown, over = _of_methods(own), [row for row in own if text(row, "benchmark") == BATCHES]
+        _methods_panel(left, shown) if shown else left.set_axis_off()
+        _batches_panel(right, over) if over else right.set_axis_off()
+        batch = f", batch {shown[0]['batch']}" if shown else ""
+        left.set_title(f"{model}{batch}: {where}", fontsize=9.5)
+        right.set_title(f"{model}, equal GMACs" if over else "", fontsize=9.5)
+    save(figure, path)
+
+
+def _annotate(axes: Axes, model: str, rows: Rows) -> None:
+    """The model's name above the bars of its longest sequence."""
+    tokens = max(int(row["tokens"]) for row in rows)
+    top = max(_range(row)[1] for row in rows if int(row["tokens"]) == tokens)
+    axes.annotate(model, (tokens, top), (0, 5), textcoords="offset points", fontsize=9, ha="center")
+
+
+def efficiency_over_tokens(rows: Rows, path: Path) -> None:
+    """Efficiency of ours, EViT and ToMe at equal GMACs over the number of tokens; a model of one size has no line.
+
+    Args:
+        rows: of benchmarks; a panel each device.
+        path: PNG file to write.
+    """
+    wheres = list(dict.fromkeys(map(_where, rows)))
+    size = (8.0 * len(wheres), 4.8)
+    figure, grid = plt.subplots(1, len(wheres), figsize=size, squeeze=False, layout="constrained")
+    for where, axes in zip(wheres, grid[0], strict=True):
+        shown = [row for row in rows if _where(row) == where and method(row) in LOOKS]
+        models = _by_place(shown)
+        for model, _ in models:
+            own = models[Place(model, where)]
+            _curves(axes, own, "tokens", 0.02)
+            _annotate(axes, model, own)
+        batches = {int(row["tokens"]): _batch(row) for row in sorted(shown, key=lambda row: int(row["tokens"]))}
+        ticks = {tokens: f"{tokens}\nbatch {batch}" for tokens, batch in batches.items()}
+        _frame(axes, ticks, "tokens (patches and class token)")
+        axes.set_title(f"{', '.join(model for model, _ in models)}, equal GMACs: {where}", fontsize=10)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    kinds = {label: handles[labels.index(label)] for label in labels}  # the same for every model
+    figure.legend(kinds.values(), kinds, loc="outside lower center", ncols=len(kinds), fontsize=9, frameon=False)
     save(figure, path)
