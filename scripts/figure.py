@@ -28,6 +28,7 @@ def of_speed(cfg: DictConfig, results: Path) -> None:
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="figure")
+@cli.job
 def main(cfg: DictConfig) -> None:
     results = Path(cfg.paths.results)
     if cfg.figure in SPEED:

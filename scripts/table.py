@@ -17,6 +17,7 @@ PLACES = ("imagenet", "weights", "downloads", "results")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="table")
+@cli.job
 def main(cfg: DictConfig) -> None:
     machine = Machine()
     places = [f"paths.{name}={cfg.paths[name]}" for name in PLACES if cfg.paths[name] is not None]

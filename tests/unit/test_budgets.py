@@ -60,8 +60,11 @@ def test_lines_have_budgets_drops_and_titles(entry: Curves):
     cells = budgets.cells(entry)
     by_name = {(line[0], line[1]): line for line in cells[1:]}
     assert list(by_name) == [
-        ("uncompressed", ""), ("ours (default)", "0.7 at 4"), ("EViT", "0.5 at 4"), ("EViT", "0.7 at 4"),
-    ]  # fmt: skip
+        ("uncompressed", ""),
+        ("ours (default)", "0.7 at 4"),
+        ("EViT", "0.5 at 4"),
+        ("EViT", "0.7 at 4"),
+    ]
     assert [line[3] for line in by_name.values()] == ["100.0", "70.0", "50.0", "70.0"]
     assert by_name["uncompressed", ""][5] == ""
     drops = {name: float(line[5].split()[0]) for name, line in by_name.items() if line[5]}

@@ -21,11 +21,27 @@ FAR = {"model": "M", "method": "far", "training_free": True, "gmacs": 2.9, "top1
 
 def cost(name: str, gmacs: float, **changes: object) -> files.Row:
     row = {
-        "model": "m", "method": name, "experiments": f"t/m_{name}", "params_m": 22.05, "gmacs": gmacs,
-        "gmacs_tokens": gmacs, "gmacs_norms": 0.01, "images_per_s": 10.0, "median_ms": 1.0, "low_ms": 1.0,
-        "high_ms": 2.0, "speed_up": 1.0, "mac_ratio": 1.0, "efficiency": 1.0, "peak_mib": 5.0, "batch": 4,
-        "mode": "eager", "settings": "s", "dtype": "float32", "device": "cpu",
-    }  # fmt: skip
+        "model": "m",
+        "method": name,
+        "experiments": f"t/m_{name}",
+        "params_m": 22.05,
+        "gmacs": gmacs,
+        "gmacs_tokens": gmacs,
+        "gmacs_norms": 0.01,
+        "images_per_s": 10.0,
+        "median_ms": 1.0,
+        "low_ms": 1.0,
+        "high_ms": 2.0,
+        "speed_up": 1.0,
+        "mac_ratio": 1.0,
+        "efficiency": 1.0,
+        "peak_mib": 5.0,
+        "batch": 4,
+        "mode": "eager",
+        "settings": "s",
+        "dtype": "float32",
+        "device": "cpu",
+    }
     return {**row, **changes}
 
 

@@ -95,8 +95,11 @@ def arrange(layer: LayerTrace, columns: Columns = "sorted") -> Arranged:
 def _panel(axes: Axes, title: str, layer: LayerTrace, columns: Columns) -> None:
     found = arrange(layer, columns)
     drawn = np.ma.masked_less(found.weights.clamp(0, 1).numpy(), FAINT)
-    axes.imshow(np.where(found.dropped.numpy(), 1.0, np.nan)[None], cmap=ListedColormap([DROPPED]), aspect="auto",
-                extent=(-0.5, drawn.shape[1] - 0.5, drawn.shape[0] - 0.5, -0.5))  # fmt: skip
+    dropped, edges = (
+        np.where(found.dropped.numpy(), 1.0, np.nan),
+        (-0.5, drawn.shape[1] - 0.5, drawn.shape[0] - 0.5, -0.5),
+    )
+    axes.imshow(dropped[None], cmap=ListedColormap([DROPPED]), aspect="auto", extent=edges)
     axes.imshow(drawn, cmap=COLOURS, norm=SCALE, interpolation="nearest", aspect="auto")
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_title(f"{len(drawn)} new, {100 * found.shared:.0f} % shared", loc="right", fontsize=10.5)
