@@ -213,10 +213,18 @@ def test_a_benchmark_that_is_not_there_is_named(given, message):
         listed(*given)
 
 
-def test_a_config_without_such_a_table_is_itself():
+@pytest.mark.parametrize("given", [["ratio=0.5"], ["table=table1", "batch=null"]])
+def test_a_config_without_such_a_table_is_itself(given):
     with initialize_config_dir(CONFIGS, version_base="1.3"):
-        cfg = compose("benchmark", ["ratio=0.5"])
-    assert configs(cfg, ["ratio=0.5"]) == [cfg]
+        cfg = compose("benchmark", given)
+    assert configs(cfg, given) == [cfg]
+
+
+def test_a_table_of_experiments_takes_no_model():
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = compose("benchmark", ["table=table1", "model=deit_s"])
+    with pytest.raises(ValueError, match="^table=table1 has models and methods of its own: leave out model=deit_s$"):
+        configs(cfg, ["table=table1", "model=deit_s"])
 
 
 @pytest.mark.parametrize("name", ["equal", "vit_l"])

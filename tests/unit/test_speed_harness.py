@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ Images = Callable[..., Tensor]
 RESULTS = Path(__file__).parents[2] / "results"
 SIZES = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
 NETWORK = {"_target_": "timm.create_model", "model_name": "vit_tiny_patch16_224", **SIZES}
+
+
+def test_benchmarks_know_neither_tables_nor_scripts() -> None:
+    for file in (RESULTS.parent / "ttf" / "bench").glob("*.py"):
+        assert not re.search(r"import .*\bcli\b|ttf\.(cli|report)", file.read_text()), file
 
 
 # Equal cost

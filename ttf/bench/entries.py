@@ -124,12 +124,12 @@ def _named(cfg: DictConfig, pixels: int | None, entries: Sequence[Entry]) -> Ben
     return benchmark
 
 
-def _of_table(table: str) -> list[Benchmark]:
+def _of_table(table: str, rows_of: str) -> list[Benchmark]:
     names = sorted(row.name for row in experiments.load(table).rows if row.title)
     configs = {name: experiment(name)[1] for name in names}
     found: dict[str, Benchmark] = {}
     for name, chosen in sorted(configs.items(), key=lambda item: item[1].finetuned):  # titles of the training-free ones
-        benchmark = found.setdefault(chosen.model.name, _benchmark(chosen.model, table))
+        benchmark = found.setdefault(chosen.model.name, _benchmark(chosen.model, rows_of))
         benchmark.add(Entry(chosen.title or name, reduction(chosen), [name]))
     return list(found.values())
 
@@ -141,7 +141,7 @@ def benchmarks(cfg: DictConfig) -> list[Benchmark]:
         ValueError: nothing is compressed, or there is no such table.
     """
     if cfg.table:
-        return _of_table(cfg.table)
+        return _of_table(cfg.table, cfg.benchmark or cfg.table)
     sizes = cfg.pixels or [None]
     if cfg.experiments:
         entries = [_entry(command) for command in cfg.experiments]

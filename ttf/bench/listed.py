@@ -48,6 +48,13 @@ def _chosen(cfg: DictConfig, listed: Mapping[str, Values], given: Sequence[str])
         yield cfg.benchmark
 
 
+def _check_table(cfg: DictConfig, given: Sequence[str]) -> None:
+    """A table of experiments says which models and methods are timed."""
+    unread = [override for override in given if _key(override) in ("model", "method", "experiments", "pixels")]
+    if cfg.table and unread:
+        raise ValueError(f"table={cfg.table} has models and methods of its own: leave out {', '.join(unread)}")
+
+
 def configs(cfg: DictConfig, given: Sequence[str]) -> list[DictConfig]:
     """The configs of the benchmarks that are asked for; the config itself where its table lists none.
 
@@ -56,10 +63,11 @@ def configs(cfg: DictConfig, given: Sequence[str]) -> list[DictConfig]:
         given: the overrides on its command line, which count more than those of the file.
 
     Raises:
-        ValueError: there is no such table or benchmark, or a model is given to a benchmark that has its own.
+        ValueError: there is no such table or benchmark, or a model is given to a benchmark or table that has its own.
     """
     content = experiments.contents(cfg.table) if cfg.table else {}
     if "benchmarks" not in content:
+        _check_table(cfg, given)
         return [cfg]
     listed, shared = content["benchmarks"], content.get("overrides", {})
     return [_composed(name, {**shared, **listed[name]}, given) for name in _chosen(cfg, listed, given)]

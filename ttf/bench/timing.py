@@ -28,6 +28,7 @@ from ttf.measure.provenance import provenance
 from ttf.measure.throughput import FEWEST_ROUNDS, WARM_UP
 from ttf.results.costs import BASE, Row
 from ttf.results.store import signature
+from ttf.tasks.identity import compression_settings
 from ttf.tasks.options import pick_device, pick_dtype
 
 LARGEST_BATCH = 16
@@ -84,7 +85,8 @@ class Timing:
     @property
     def settings(self) -> str:
         """What rows of this run have in common: the same run again gives the same."""
-        ways = [[entry.title, str(entry.options), entry.experiments] for entry in self.benchmark.entries]
+        entries = self.benchmark.entries
+        ways = [[entry.title, compression_settings(entry.options), entry.experiments] for entry in entries]
         place = [self.known["device"], self.known["versions"]["torch"], self.cfg.dtype, self.batch, self.mode]
         return signature(
             {"network": OmegaConf.to_container(self.benchmark.model.network), "ways": ways, "place": place}
