@@ -11,8 +11,7 @@ CAMVID ?= $(firstword $(wildcard data/camvid $(SHARED)/data/camvid) data/camvid)
 WEIGHTS ?= $(wildcard $(SHARED)/weights)
 PLACES := paths.imagenet=$(IMAGENET) paths.camvid=$(CAMVID) $(if $(WEIGHTS),paths.weights=$(WEIGHTS))
 scale ?= tiny  # tiny: real weights, photographs; mini: embedded, offline; paper: ImageNet, ADE20K, Cityscapes
-MODEL ?= deit_s
-OPTIONS ?=  # of sweeps: overrides=[device=cuda]; of make speed: rounds=21 dtype=bfloat16 modes=[eager,compiled]
+OPTIONS ?=  # of sweeps: overrides=[device=cuda]; of make speed: benchmark=equal model=deit_b rounds=21
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint doctor readings table1 table2 table6 table7 table8 study fig2 fig4a fig4b fig4c masks fig5 matrices speed clean
@@ -49,14 +48,17 @@ doctor: setup ## what is installed, what data and weights are found, what each m
 # A table or figure: measure what is missing and can be measured here, publish it, draw (scale=tiny, mini or paper).
 SWEEP = $(PY) scripts/sweep.py table=$@ scale=$(strip $(scale)) publish=true $(PLACES) $(OPTIONS)
 
-readings table6 table7 table8 study fig4a fig4b fig4c: setup ## a table or figure of one's own sweeps
+readings table6 table7 table8 study fig4a fig4b: setup ## a table or figure of sweeps
+	$(SWEEP)
+
+fig4c: scale = paper
+fig4c: setup ## Fig. 4c: Segmenter-L on Cityscapes
 	$(SWEEP)
 
 fig2: fig4a ## Fig. 2 shows the rows of Fig. 4a, and is drawn with it
 
-table1 table2: setup ## the paper's lines; accuracy where data and weights are found, costs on any machine
-	$(PY) scripts/benchmark.py table=$@ $(OPTIONS)
-	$(PY) scripts/sweep.py table=$@ scale=paper publish=true $(PLACES)
+table1 table2: setup ## the paper's lines; accuracy where data and weights are found, costs from make speed
+	$(PY) scripts/sweep.py table=$@ scale=paper publish=true $(PLACES) $(OPTIONS)
 
 masks: setup ## predicted masks side by side, and where each method's differ from the uncompressed model's
 	$(PY) scripts/masks.py figures=results/figures $(PLACES) $(OPTIONS)
@@ -67,8 +69,10 @@ fig5: setup ## Fig. 5: informative tokens and heat maps of W on photographs
 matrices: setup ## the W of each method side by side
 	$(PY) scripts/matrices.py model=vit_ti_augreg figures=results/figures $(PLACES)
 
-speed: setup ## ours, ToMe, EViT at equal GMACs; every method; 197 to 4097 tokens; figures (ten minutes)
-	$(PY) scripts/benchmark.py table=speed model=$(MODEL) $(OPTIONS)
+speed: setup ## all benchmarks of configs/tables/speed.yaml on this machine, with figures (half an hour); OPTIONS=benchmark=equal
+	$(PY) scripts/benchmark.py table=speed $(OPTIONS)
+	$(PY) scripts/figure.py figure=speed
+	$(PY) scripts/figure.py figure=speed_tokens
 
 clean: ## remove logs and caches, not results
 	rm -rf outputs multirun .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -10,15 +10,16 @@ from omegaconf import DictConfig
 
 from ttf import cli
 from ttf.errors import MissingError
-from ttf.report.wandb import log_row
-from ttf.report.terminal import print_row
-from ttf.results.store import write_json
-from ttf.tasks.run import execute
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval")
 @cli.job
 def main(cfg: DictConfig) -> None:
+    from ttf.report.terminal import print_row
+    from ttf.report.wandb import log_row
+    from ttf.results.store import write_json
+    from ttf.tasks.run import execute
+
     try:
         row = execute(cfg)
     except MissingError as error:

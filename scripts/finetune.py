@@ -6,11 +6,13 @@ import hydra
 from omegaconf import DictConfig
 
 from ttf import cli
-from ttf.training.run import FineTuning
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="finetune")
+@cli.job
 def main(cfg: DictConfig) -> None:
+    from ttf.training.run import FineTuning
+
     training = FineTuning(cfg)
     outcome = training.run()
     if training.engine.is_main_process:

@@ -8,12 +8,14 @@ import hydra
 from omegaconf import DictConfig
 
 from ttf import cli
-from ttf.report.masks import figure
-from ttf.tasks.masks import examples
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="masks")
+@cli.job
 def main(cfg: DictConfig) -> None:
+    from ttf.report.masks import figure
+    from ttf.tasks.masks import examples
+
     shown, data = examples(cfg, cfg.pick)
     figure(shown, data.classes, data.palette, Path(cfg.figure))
     print(cfg.figure)

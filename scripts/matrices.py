@@ -10,13 +10,15 @@ from omegaconf import DictConfig, OmegaConf
 
 import ttf
 from ttf import cli
-from ttf.report.figures import picture
-from ttf.report.matrices import matrices
-from ttf.tasks.run import Run
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="matrices")
+@cli.job
 def main(cfg: DictConfig) -> None:
+    from ttf.report.figures import picture
+    from ttf.report.matrices import matrices
+    from ttf.tasks.run import Run
+
     model, images, how = Run(cfg).photographs([cfg.pick])
     groups: Any = OmegaConf.to_container(cfg.groups, resolve=True)
 
@@ -26,7 +28,7 @@ def main(cfg: DictConfig) -> None:
 
     layers = {heading: {name: layer(o) for name, o in methods.items()} for heading, methods in groups.items()}
     words = f"{cfg.model.name}, block {cfg.block}, keep ratio {cfg.ratio}"
-    path = Path(cfg.paths.results) / "figures" / f"matrices{cfg.suffix}.png"
+    path = Path(cfg.figures) / f"matrices{cfg.suffix}.png"
     matrices(layers, picture(images[0], how), words, path, cfg.columns)
     print(path)
 

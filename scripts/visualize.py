@@ -8,11 +8,13 @@ import hydra
 from omegaconf import DictConfig
 
 from ttf import cli
-from ttf.tasks.run import Run
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="visualize")
+@cli.job
 def main(cfg: DictConfig) -> None:
+    from ttf.tasks.run import Run
+
     run, path = Run(cfg), Path(cfg.figure)
     run.picture(path, range(len(run.task.data)) if cfg.pick is None else cfg.pick)
     print(path)

@@ -3,7 +3,25 @@
 model = ttf.apply(timm.create_model("vit_small_patch16_224", pretrained=True), ratio=0.7)
 """
 
-from ttf import measure
-from ttf.api import LayerTrace, applied, apply, plan, remove, trace, twin
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ttf import api, hosts, measure, methods, ops, tasks
+    from ttf.api import LayerTrace, applied, apply, plan, remove, trace, twin
 
 __all__ = ["LayerTrace", "applied", "apply", "measure", "plan", "remove", "trace", "twin"]
+ROOMS = ("api", "hosts", "measure", "methods", "ops", "tasks")
+
+
+def __getattr__(name: str) -> Any:
+    """The API, imported at its first use: scripts find mistakes in a command before torch is there."""
+    if name in ROOMS:
+        return import_module(f"ttf.{name}")
+    if name in __all__:
+        return getattr(import_module("ttf.api"), name)
+    raise AttributeError(f"module 'ttf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, *ROOMS])

@@ -1,24 +1,32 @@
-"""What the scripts share: one clear line instead of a traceback for mistakes that are the user's."""
+"""What the scripts share: one clear line instead of a traceback for mistakes that are the user's.
+
+Imports neither torch nor timm, so a mistake in a name shows at once.
+"""
 
 from __future__ import annotations
 
+import difflib
+import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ttf import experiments
+from ttf.settings import check
 
 experiments.register()
 OmegaConf.register_new_resolver("product", lambda a, b: int(a) * int(b), replace=True)
 
 USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException)
 INTERRUPTED = 130
+SHOWN = 4  # names like the one that was meant
 
 
 def expand_experiments(arguments: Sequence[str]) -> list[str]:
@@ -35,6 +43,82 @@ def expand_experiments(arguments: Sequence[str]) -> list[str]:
     return [expand(argument) for argument in arguments]
 
 
+def _like(word: str, words: Iterable[str]) -> str:
+    """Names like a word, or, where none is, all of them."""
+    known = sorted(set(words))
+    return ", ".join(difflib.get_close_matches(word, known, SHOWN, 0.5) or known)
+
+
+def _files_of(group: str) -> list[str]:
+    folder = experiments.CONFIGS / group
+    return [file.stem for file in folder.glob("*.yaml")]
+
+
+def _no_such_file(text: str) -> str | None:
+    """Of a group's option that does not exist, "Could not find 'method/foo'"."""
+    found = re.search(r"Could not find '([\w/.-]+)/([^/']+)'", text)
+    if not found:
+        return None
+    group, name = found[1], found[2]
+    if group.startswith("experiment"):
+        wanted = f"{group}/{name}".removeprefix("experiment/")
+        return f"there is no experiment {wanted!r}: do you mean {_like(wanted, experiments.names())}?"
+    return f"there is no {group}={name}: choose one of {', '.join(sorted(_files_of(group)))}"
+
+
+def _no_such_key(text: str) -> str | None:
+    """Of an override of a key that does not exist, "Could not override 'rato'"."""
+    found = re.search(r"Could not override '([\w/@.-]+)'", text)
+    if not found:
+        return None
+    *path, last = found[1].split(".")
+    return f"{found[1]} is no setting of this command{_neighbours(path, last)}"
+
+
+def _neighbours(path: Sequence[str], last: str) -> str:
+    """Keys beside one that does not exist, of files that can be read without composing."""
+    files = [experiments.CONFIGS / "eval.yaml"] if not path else list((experiments.CONFIGS / path[0]).glob("*.yaml"))
+    keys = {str(key) for file in files if file.is_file() for key in OmegaConf.load(file) if key != "defaults"}
+    close = difflib.get_close_matches(last, sorted(keys), SHOWN, 0.5)
+    return f": do you mean {', '.join('.'.join([*path, key]) for key in close)}?" if close else ""
+
+
+def one_line(error: BaseException) -> str:
+    """A mistake of the user in one line, without what Hydra and OmegaConf put around it."""
+    text = str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        cause = error.__cause__
+        known = _no_such_file(text) or _no_such_key(text)
+        if known is None and isinstance(error, MissingConfigException) is False and isinstance(cause, ValueError):
+            return str(cause).splitlines()[0]
+        lines = [line.strip() for line in text.splitlines()]
+        kept = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "See https://"))]
+        return known or " ".join(kept)
+    return text
+
+
+def _stop(error: BaseException) -> None:
+    """One line and exit status 2; TTF_TRACEBACK=1 shows the whole traceback instead."""
+    if os.environ.get("TTF_TRACEBACK"):
+        raise error
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Below ``hydra.main``: settings are checked first, and a mistake of the user ends with one line."""
+
+    @functools.wraps(function)
+    def checked(cfg: DictConfig) -> Any:
+        try:
+            check(cfg, HydraConfig.get().overrides.task if HydraConfig.initialized() else [])
+            return function(cfg)
+        except USER_ERRORS as error:
+            return _stop(error)
+
+    return checked
+
+
 def run(main: Callable[[], Any]) -> None:
     """Call a ``hydra.main`` function; mistakes of the user end with one message and exit status 2.
 
@@ -45,10 +129,7 @@ def run(main: Callable[[], Any]) -> None:
         sys.argv[1:] = expand_experiments(sys.argv[1:])
         main()
     except USER_ERRORS as error:
-        if os.environ.get("TTF_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _stop(error)
     except KeyboardInterrupt:
         print("interrupted: what is finished is kept, the same command goes on where this one stopped", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None

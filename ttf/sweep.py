@@ -26,6 +26,7 @@ from ttf.tasks.identity import settings
 from ttf.tasks.run import execute
 
 DONE, OPEN, ELSEWHERE = "done", "not run", "another process"
+NOT_MEASURED = "make doctor and scripts/sweep.py table=TABLE --list say what that takes: data, weights, or training"
 POLL = 2.0  # seconds between looks at rows that other processes measure
 
 
@@ -187,3 +188,36 @@ def listing(states: Sequence[State]) -> str:
     width = max(len(state.word) for state in states)
     lines = [f"{state.word:{width}}  python scripts/eval.py {' '.join(state.run.arguments)}" for state in states]
     return "\n".join([*lines, summary(states)])
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Where tables and figures go, and of which models.
+
+    Attributes:
+        models: None: those of the scale.
+        folder: ``tables`` and ``figures`` are written into it.
+        published: what is missing is then not said of this machine, so that files are the same on every one.
+    """
+
+    models: Sequence[str] | None
+    folder: str
+    published: bool = False
+
+
+def draw(sweep: Sweep, drawing: Drawing) -> list[Path]:
+    """The table and its figures from the rows that there are; the files."""
+    from ttf.report import Options, render
+    from ttf.results.measured import read
+
+    suffix = "" if sweep.scale == "tiny" or not sweep.table.scales else f"_{sweep.scale}"
+    models = drawing.models or sweep.table.models(sweep.scale)
+
+    def missing(experiment: str) -> str:
+        if drawing.published:
+            return "not measured"
+        return sweep.machine.missing(experiments.composed(Planned(experiment, "", ()), sweep.further))
+
+    advice = {"not measured": NOT_MEASURED} if drawing.published else ADVICE
+    options = Options(Path(sweep.paths.results), models, suffix, missing, advice, out=Path(drawing.folder))
+    return render(sweep.table, read(sweep.paths.rows, sweep.paths.runs), options)

@@ -92,4 +92,8 @@ def build(method: str | Method, preset: str | None = None, **options: Any) -> Me
     if missing:
         raise ValueError(f"{method} needs {', '.join(missing)}: trained parameters, see its docstring")
     start = _preset(preset) if preset is not None else {}
-    return cast(Method, kind(**{**start, **options}))
+    made = cast(Method, kind(**{**start, **options}))
+    idle = [name for name in made.unread if name in options]
+    if idle:
+        raise ValueError(f"{', '.join(idle)} would have no effect beside the other options of {method}: leave it out")
+    return made

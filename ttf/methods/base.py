@@ -62,6 +62,11 @@ class Method(ABC):
         return Wanted()
 
     @property
+    def unread(self) -> tuple[str, ...]:
+        """Options that have no effect beside the others: giving one of them is a mistake."""
+        return ()
+
+    @property
     def scaling(self) -> bool:
         """Whether the following layers add log s to their attention logits (Eq. 7)."""
         return False

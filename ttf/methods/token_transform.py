@@ -77,6 +77,14 @@ class TokenTransform(Method):
         check_score_rows(self.score_rows)
 
     @property
+    def unread(self) -> tuple[str, ...]:
+        gated = ("kappa", "gate") if self.similarity == "euclidean" else ()  # distances have no gate in the softmax
+        return (
+            *(gated if self.normalise else ("tau", "gate")),  # without the softmax of Eq. 5 kappa alone is left of it
+            *(("score_rows",) if self.selection == "pool" else ()),
+        )
+
+    @property
     def wanted(self) -> Wanted:
         return Wanted(self.score_rows, keys=self.feature in ("keys", "xk"), normed=self.feature == "norm")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -33,6 +34,11 @@ def _bits(tensor: Tensor) -> Tensor:
     return torch.from_numpy(np.packbits(tensor.numpy())) if tensor.dtype == torch.bool else tensor
 
 
+def _bools(packed: Tensor, shape: list[int]) -> Tensor:
+    flat = np.unpackbits(packed.numpy(), count=math.prod(shape))
+    return torch.from_numpy(flat).bool().view(shape)
+
+
 def _digest(tensor: Tensor) -> str:
     text = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
     return hashlib.sha256(text + tensor.numpy().tobytes()).hexdigest()[:16]
@@ -42,7 +48,7 @@ def pack(outcomes: Outcomes) -> tuple[dict[str, Row], dict[str, Tensor]]:
     """Outcomes (n, ...) as they are stored.
 
     Returns:
-        What a row says of them, by outcome: kind, number of images and the names of its tensors; and these by name.
+        What a row says of them, by outcome: whether they are bits, the shape of a tensor, and the names of its tensors; and these by name.
     """
     said: dict[str, Row] = {}
     stored: dict[str, Tensor] = {}
@@ -51,7 +57,7 @@ def pack(outcomes: Outcomes) -> tuple[dict[str, Row], dict[str, Tensor]]:
         packed = [_bits(part.contiguous()) for part in parts]
         names = [_digest(part) for part in packed]
         stored |= dict(zip(names, packed, strict=True))
-        said[name] = {"bits": values.dtype == torch.bool, "n": len(values), "tensors": names}
+        said[name] = {"bits": values.dtype == torch.bool, "shape": list(parts[0].shape), "tensors": names}
     return said, stored
 
 
@@ -64,7 +70,7 @@ def unpack(said: Mapping[str, Row], stored: Mapping[str, Tensor]) -> Outcomes:
             part = stored.get(digest)
             if part is None or _digest(part) != digest:
                 raise ValueError(f"outcome {name} is missing or damaged: take the file from the repository again")
-            parts.append(torch.from_numpy(np.unpackbits(part.numpy(), count=one["n"])).bool() if one["bits"] else part)
+            parts.append(_bools(part, one["shape"]) if one["bits"] else part)
         found[name] = parts[0] if len(parts) == 1 else torch.stack(parts, dim=1)
     return found
 
@@ -190,7 +196,7 @@ class Rows:
                 row = next(one for one in changed[where[1].table] if one["id"] == row_id)
             row["experiments"] = _with_names(row.get("experiments", []), names)
         packs = {name: Pack(self.published, name) for name in changed}
-        return [name for name, rows in changed.items() if packs[name].write(sorted(rows, key=_order), new)]
+        return [name for name, rows in changed.items() if rows and packs[name].write(sorted(rows, key=_order), new)]
 
 
 def _order(row: Row) -> tuple[str, str]:

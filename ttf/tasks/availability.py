@@ -57,5 +57,5 @@ class Machine:
         if isinstance(data, ValueError):
             return "no data" if isinstance(data, MissingError) else "data incomplete"
         if cfg.model.name not in self._weights:
-            self._weights[cfg.model.name] = at_hand(cfg.model, cfg.paths.weights, cfg.paths.downloads)
+            self._weights[cfg.model.name] = bool(at_hand(cfg.model, cfg.paths.weights, cfg.paths.downloads))
         return "not run" if self._weights[cfg.model.name] else "no weights"

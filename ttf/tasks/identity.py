@@ -7,7 +7,7 @@ their signature, its ``id`` that of the settings with the digests of the data an
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,7 +24,9 @@ KNOWN_LATER = ("data", "weights", "matrices")  # digests
 def _plain(value: Any) -> Any:
     """Tuples as lists, dataclasses by class and fields: what JSON gives back."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {"class": type(value).__name__} | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        types = get_type_hints(type(value))
+        own = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {"class": type(value).__name__} | {n: float(v) if types[n] is float else v for n, v in own.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
