@@ -14,7 +14,7 @@ scale ?= tiny  # tiny: real weights, photographs; mini: embedded, offline; paper
 OPTIONS ?=  # of sweeps: overrides=[device=cuda]; of make speed: benchmark=equal model=deit_b rounds=21
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint doctor readings table1 table2 table6 table7 table8 study fig2 fig4a fig4b fig4c masks fig5 matrices speed clean
+.PHONY: help setup demo test lint doctor readings table1 table2 table6 table7 table8 study fig2 fig4a fig4b fig4c masks fig5 matrices speed report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_ -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-42s %s\n", $$1, $$2}'
@@ -37,10 +37,11 @@ demo: setup ## the main job on the embedded model, offline: outputs/demo/tokens.
 test: setup ## all tests that this machine can run (those on real weights need ../shared)
 	$(PY) -m pytest
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy, and whether numbers in README.md and docs are those of the rows
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(PY) scripts/report.py compare=true
 
 doctor: setup ## what is installed, what data and weights are found, what each missing thing costs
 	$(PY) scripts/doctor.py $(PLACES)
@@ -73,6 +74,9 @@ speed: setup ## all benchmarks of configs/tables/speed.yaml on this machine, wit
 	$(PY) scripts/benchmark.py table=speed $(OPTIONS)
 	$(PY) scripts/figure.py figure=speed
 	$(PY) scripts/figure.py figure=speed_tokens
+
+report: setup ## write the numbers of README.md and docs anew from rows
+	$(PY) scripts/report.py
 
 clean: ## remove logs and caches, not results
 	rm -rf outputs multirun .pytest_cache .ruff_cache .mypy_cache .hypothesis
