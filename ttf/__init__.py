@@ -7,7 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ttf import api, hosts, measure, methods, ops, tasks
+    from ttf import api as api
+    from ttf import hosts as hosts
+    from ttf import measure as measure
+    from ttf import methods as methods
+    from ttf import ops as ops
+    from ttf import tasks as tasks
     from ttf.api import LayerTrace, applied, apply, plan, remove, trace, twin
 
 __all__ = ["LayerTrace", "applied", "apply", "measure", "plan", "remove", "trace", "twin"]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, TypeVar
+
+import torch
 
 Item = TypeVar("Item")
 
@@ -14,10 +17,21 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _state() -> Any:
-    from accelerate import PartialState  # the one place of this library that starts a process group
+def local() -> int:
+    """Number of this process on its machine: that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
-    return PartialState()
+
+@cache
+def _state() -> Any:
+    """The process group: NCCL where every process of this machine has a GPU, else gloo."""
+    from accelerate import PartialState
+
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    state = PartialState(cpu=torch.cuda.device_count() < here)
+    if state.num_processes != count():
+        raise ValueError(f"{count()} processes were started, {state.num_processes} have found each other: use torchrun")
+    return state
 
 
 def is_main() -> bool:

@@ -48,7 +48,8 @@ def pack(outcomes: Outcomes) -> tuple[dict[str, Row], dict[str, Tensor]]:
     """Outcomes (n, ...) as they are stored.
 
     Returns:
-        What a row says of them, by outcome: whether they are bits, the shape of a tensor, and the names of its tensors; and these by name.
+        What a row says of them, by outcome (whether they are bits, the shape of a tensor, names of tensors), and the
+        tensors by name.
     """
     said: dict[str, Row] = {}
     stored: dict[str, Tensor] = {}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ttf import processes
 from ttf.building import build
 from ttf.tasks.base import Task
 
@@ -32,7 +33,9 @@ def make_task(cfg: DictConfig) -> Task:
 def pick_device(name: str) -> torch.device:
     """The torch device of a name, "auto" being a GPU if there is one. Raises ``ValueError`` if it is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and processes.count() > 1:
+        name = f"cuda:{processes.local()}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

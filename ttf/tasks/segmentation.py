@@ -82,12 +82,12 @@ def outcome(logits: Tensor, base: Tensor, mask: Tensor) -> dict[str, Tensor]:
         mask: (H, W) int64 labels, 255 ignored.
 
     Returns:
-        areas: (3, K) int64. kl: nats per pixel. agreement: share of pixels whose class is the uncompressed model's.
+        areas: (3, K) int32. kl: nats per pixel. agreement: share of pixels whose class is the uncompressed model's.
     """
     height, width = mask.shape
     kl, agreement = divergence(logits, base)
     matrix = confusion(label_map(logits, (height, width)).cpu(), mask, len(logits))
-    return {"areas": areas(matrix), "kl": kl.cpu(), "agreement": agreement.cpu()}
+    return {"areas": areas(matrix).int(), "kl": kl.cpu(), "agreement": agreement.cpu()}
 
 
 class Segmentation(Task):
