@@ -14,7 +14,7 @@ scale ?= tiny  # tiny: real weights, photographs; mini: embedded, offline; paper
 OPTIONS ?=  # of sweeps: overrides=[device=cuda]; of make speed: benchmark=equal model=deit_b rounds=21
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint doctor readings table1 table2 table6 table7 table8 study fig2 fig4a fig4b fig4c masks fig5 matrices speed report clean
+.PHONY: help setup demo test lint doctor readings table1 table2 table6 table7 table8 study fig2 fig4a fig4b fig4c prune_and_merge masks fig5 matrices speed report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_ -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-42s %s\n", $$1, $$2}'
@@ -58,7 +58,7 @@ fig4c: setup ## Fig. 4c: Segmenter-L on Cityscapes
 
 fig2: fig4a ## Fig. 2 shows the rows of Fig. 4a, and is drawn with it
 
-table1 table2: setup ## the paper's lines; accuracy where data and weights are found, costs from make speed
+table1 table2 prune_and_merge: setup ## the papers' lines; accuracy where data and weights are, costs from make speed
 	$(PY) scripts/sweep.py table=$@ scale=paper publish=true $(PLACES) $(OPTIONS)
 
 masks: setup ## predicted masks side by side, and where each method's differ from the uncompressed model's

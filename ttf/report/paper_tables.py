@@ -13,7 +13,7 @@ from ttf.results.costs import Row
 from ttf.results.measured import Measured, of_experiments, uncompressed
 
 LEGEND = """\
-paper: quoted from arXiv 2506.05709; everything else was measured by this code. Lines without any number here are other
+paper: quoted from {source}; everything else was measured by this code. Lines without any number here are other
 methods' results after training, quoted only. GMACs: counted on the real forward pass, everything included; in brackets
 the part that the numbers of tokens alone account for, without the method's own arithmetic (similarities, W X). decimal:
 do they round to the paper's? yes; the tokens alone do; with LayerNorms as fvcore counts them; or no. {loss}: {points}
@@ -215,7 +215,10 @@ def sections(
     lines = lines_of(spec, costs, rows, missing)
     metric = lines[0].metric
     words = LEGEND.replace("\n", " ").format(
-        loss=metric.loss, points=metric.points, below="below" if metric.higher_is_better else "above"
+        source=spec.options.get("source", "arXiv 2506.05709"),
+        loss=metric.loss,
+        points=metric.points,
+        below="below" if metric.higher_is_better else "above",
     )
     said = [f"{word}: {advice[word]}" for word in dict.fromkeys(line.missing for line in lines) if word in advice]
     return [(spec.title, table(lines))], "; ".join([words, *said]) + "."
