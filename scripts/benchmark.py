@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -10,17 +11,15 @@ from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ttf import cli
-from ttf.bench.listed import configs
-from ttf.bench.timing import Timing, timings
-from ttf.data.files import atomic_write
-from ttf.report import speed
-from ttf.report.tables import markdown, show
-from ttf.results import costs
+
+if TYPE_CHECKING:  # torch comes after the settings are checked
+    from ttf.bench.timing import Timing
+    from ttf.results.costs import Row
 
 COLUMNS = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
 
 
-def missing(cfg: DictConfig, wanted: list[Timing], rows: list[costs.Row]) -> list[Timing]:
+def missing(cfg: DictConfig, wanted: list[Timing], rows: list[Row]) -> list[Timing]:
     """The runs that are not among the rows."""
     done = frozenset() if cfg.force else frozenset(row.get("settings", "") for row in rows)
     todo = [timing for timing in wanted if timing.settings not in done]
@@ -29,8 +28,10 @@ def missing(cfg: DictConfig, wanted: list[Timing], rows: list[costs.Row]) -> lis
     return todo
 
 
-def measured(todo: list[Timing], rows: list[costs.Row], path: Path | None) -> list[costs.Row]:
+def measured(todo: list[Timing], rows: list[Row], path: Path | None) -> list[Row]:
     """The rows with those of the runs to do, written after every run: what is interrupted loses one."""
+    from ttf.results import costs
+
     with Progress(*COLUMNS) as progress:
         bar = progress.add_task("", total=len(todo))
         for timing in todo:
@@ -45,6 +46,11 @@ def measured(todo: list[Timing], rows: list[costs.Row], path: Path | None) -> li
 
 def run(cfg: DictConfig, wanted: list[Timing]) -> None:
     """Time what is missing of one benchmark, write and show its table."""
+    from ttf.data.files import atomic_write
+    from ttf.report import speed
+    from ttf.report.tables import markdown, show
+    from ttf.results import costs
+
     path = Path(cfg.csv) if cfg.csv else None
     rows = costs.read(path) if path else []
     rows = measured(missing(cfg, wanted, rows), rows, path)
@@ -56,7 +62,11 @@ def run(cfg: DictConfig, wanted: list[Timing]) -> None:
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="benchmark")
+@cli.job
 def main(cfg: DictConfig) -> None:
+    from ttf.bench.listed import configs
+    from ttf.bench.timing import timings
+
     chosen = [(one, list(timings(one))) for one in configs(cfg, HydraConfig.get().overrides.task)]
     for one, wanted in chosen:
         run(one, wanted)

@@ -15,6 +15,7 @@ SAME = ("experiment", "model", "ratio", "blocks")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval")
+@cli.job
 def main(cfg: DictConfig) -> None:
     if not cfg.name:
         raise ValueError("give the experiment to count: experiment=fig4b/evit")

@@ -32,6 +32,7 @@ def _row(cfg: DictConfig, method: DictConfig) -> Row:
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="demo")
+@cli.job
 def main(cfg: DictConfig) -> None:
     methods = {name: compose("eval", [f"method={choice}"]).method for name, choice in METHODS.items()}
     store = Store(cfg.paths.runs)

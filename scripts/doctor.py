@@ -10,6 +10,7 @@ from ttf.doctor import examine, print_findings
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval")
+@cli.job
 def main(cfg: DictConfig) -> None:
     print_findings(examine(cfg))
 

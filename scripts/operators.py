@@ -24,6 +24,7 @@ def cells(rows: list[costs.Row]) -> list[list[str]]:
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="operators")
+@cli.job
 def main(cfg: DictConfig) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)

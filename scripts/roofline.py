@@ -62,6 +62,7 @@ def _cells(rows: list[costs.Row]) -> list[list[str]]:
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="roofline")
+@cli.job
 def main(cfg: DictConfig) -> None:
     device = pick_device(cfg.device)
     rows, path = _rows(cfg, device), Path(cfg.csv)
