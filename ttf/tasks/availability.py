@@ -24,7 +24,7 @@ ADVICE = {
 
 def trained_weights(cfg: DictConfig) -> Path:
     """The file that ``scripts/finetune.py`` writes for an experiment."""
-    return Path(cfg.paths.results) / "training" / cfg.name / f"{cfg.model.name}.safetensors"
+    return Path(cfg.paths.trained) / cfg.name / f"{cfg.model.name}.safetensors"
 
 
 class Machine:
