@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from ttf.measure import interleaved, params_m
 from ttf.measure.memory import peak_mib
 from ttf.metrics import intervals, measure
-from ttf.results.store import Store, read_json, signature
+from ttf.results.store import SCHEMA, Store, read_json, signature
 from ttf.tasks import classification
 from ttf.tasks.classification import Predictions
 
@@ -75,21 +77,22 @@ def test_signature_ignores_the_order_of_keys():
 
 
 def test_store_states(tmp_path):
-    store = Store(tmp_path / "runs")
+    store, row = Store(tmp_path / "runs"), {"id": "x", "schema": SCHEMA}
     store.begin("x", {"tau": 150})
     assert store.finished("x") is None
     store.fail("x", {"tau": 150}, ValueError("no data"))
     assert store.failures()[0]["error"] == "no data"
-    store.finish("x", {"id": "x"})
-    assert store.finished("x") == {"id": "x"}
-    assert store.rows() == [{"id": "x"}]
+    store.finish("x", row)
+    assert store.finished("x") == row
+    assert store.rows() == [row]
     assert store.failures() == []
 
 
-def test_a_damaged_row_is_named(tmp_path):
+def test_a_damaged_row_is_named_and_measured_again(tmp_path, capsys):
     (tmp_path / "x.json").write_text('{"id": ')
-    with pytest.raises(ValueError, match=r"x\.json is no row of results.*remove it"):
-        Store(tmp_path).finished("x")
+    assert Store(tmp_path).finished("x") is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"^left out: .*x\.json is no row of results.*remove it", line)
     (tmp_path / "y.json").write_text("[]")
     with pytest.raises(ValueError, match=r"y\.json is no row"):
         read_json(tmp_path / "y.json")

@@ -24,11 +24,13 @@ def test_conda_installs_the_packages_of_pyproject():
 
 def test_every_make_target_is_explained():
     text = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"^([a-z0-9_-]+):", text, re.M))
+    rules = re.findall(r"^([a-z0-9_ -]+):(?![:=])(?:.*## (.+))?", text, re.M)
+    targets = {name for names, _ in rules for name in names.split()}
+    assert targets == {name for names, said in rules if said for name in names.split()}
     shown = subprocess.run(
         ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    assert {line.split()[1] for line in shown.splitlines()} == targets
+    assert [line.split() for line in shown.splitlines()] == [f"make {n} {said}".split() for n, said in rules if said]
     assert {"help", "setup", "demo", "test", "lint", "doctor"} <= targets
 
 
