@@ -15,6 +15,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -114,6 +115,8 @@ def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             check(cfg, HydraConfig.get().overrides.task if HydraConfig.initialized() else [])
             return function(cfg)
         except USER_ERRORS as error:
+            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # the other runs go on, and ``run`` says it at the end
             return _stop(error)
 
     return checked

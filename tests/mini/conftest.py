@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 
+from tests.composing import composed
 from ttf.models.weights import save_weights
 from ttf.results.store import Row
 from ttf.tasks.run import execute
 
-ROOT = Path(__file__).parents[2]
 WNIDS = ("n01440764", "n01443537", "n01484850")
 SMALL = {"img_size": 32, "patch_size": 8, "depth": 4, "embed_dim": 48, "num_heads": 3}
 
@@ -27,9 +26,8 @@ def configured(tmp_path: Path) -> Callable[..., DictConfig]:
     """Compose ``eval`` with rows and caches in a temporary folder, 32 images, no timing."""
 
     def make(*overrides: str) -> DictConfig:
-        quick = ["limit=32", "throughput.batch_size=0", f"paths.runs={tmp_path}/runs", f"paths.cache={tmp_path}/cache"]
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            return compose("eval", [*quick, *overrides])
+        places = [f"paths.{name}={tmp_path}/{name}" for name in ("rows", "runs", "cache")]
+        return composed("eval", "limit=32", "throughput.batch_size=0", *places, *overrides)
 
     return make
 

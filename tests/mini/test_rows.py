@@ -24,7 +24,7 @@ def test_a_row_holds_what_a_table_needs(evaluate):
     ]  # 144 patches: 100, 70, 49, and the class token
     assert row["images"] == 32
     assert row["preprocessing"]["mean"] == (0.5, 0.5, 0.5)
-    assert row["weights_sha256"] and row["versions"]["torch"] and row["git"] and row["dtype"] == "float32"
+    assert row["config"]["weights"] and row["versions"]["torch"] and row["git"] and row["config"]["dtype"] == "float32"
 
 
 def test_uncompressed_rows_agree_with_themselves(evaluate):
@@ -51,7 +51,7 @@ def test_finished_rows_are_skipped_and_force_runs_again(evaluate, monkeypatch):
     first = evaluate()
     calls = []
     measure = run_module.Run.measure
-    monkeypatch.setattr(run_module.Run, "measure", lambda self: calls.append(1) or measure(self))
+    monkeypatch.setattr(run_module.Run, "measure", lambda self, *given: calls.append(1) or measure(self, *given))
     assert json.dumps(evaluate()) == json.dumps(json.loads(json.dumps(first)))
     assert not calls
     evaluate("force=true")
@@ -67,12 +67,14 @@ def test_what_cannot_change_the_numbers_does_not_change_the_identity(evaluate):
 
 def test_options_of_the_method_reach_the_row(evaluate):
     literal, default = evaluate("method=paper"), evaluate()
-    assert literal["config"]["method"]["preset"] == "paper"
+    said = {"class": "TokenTransform", "isolate": False, "accumulate": False, "feature": "x"}
+    assert said.items() <= literal["config"]["method"].items()
     assert literal["metrics"]["kl"]["value"] != default["metrics"]["kl"]["value"]
     same = evaluate(
         "method.accumulate=false", "method.isolate=false", "method.feature=x", "method.selection=informative"
     )
     assert same["metrics"]["kl"]["value"] == literal["metrics"]["kl"]["value"]
+    assert same["id"] == literal["id"]  # the same numbers, however they are written
 
 
 def test_a_schedule_of_its_own(evaluate):
@@ -164,7 +166,7 @@ def test_a_sweep_computes_the_uncompressed_model_once(evaluate, tmp_path, monkey
     evaluate("tau=20")
     labels = []
     predict = classification.predict
-    monkeypatch.setattr(classification, "predict", lambda *a, **k: labels.append(k["label"]) or predict(*a, **k))
+    monkeypatch.setattr(classification, "predict", lambda *a, **k: labels.append(a[3]) or predict(*a, **k))
     evaluate("tau=100")
     assert len(labels) == 1
     assert "uncompressed" not in labels[0]
@@ -191,6 +193,14 @@ def test_outcomes_are_kept_image_by_image(evaluate, tmp_path):
 
 
 def test_a_row_may_belong_to_several_experiments(evaluate):
-    assert evaluate("name=probe/a")["experiments"] == ["probe/a"]
-    assert evaluate("name=probe/b")["experiments"] == ["probe/a", "probe/b"]
-    assert evaluate("name=probe/a")["experiments"] == ["probe/a", "probe/b"]
+    def names(*overrides: str) -> list[str]:
+        return [one["name"] for one in evaluate(*overrides)["experiments"]]
+
+    assert names("name=probe/a") == ["probe/a"]
+    assert names("name=probe/b", "title=a label") == ["probe/a", "probe/b"]  # a label does not rename rows
+    assert names("name=probe/a") == ["probe/a", "probe/b"]
+
+
+def test_an_uncompressed_row_knows_no_schedule(evaluate):
+    config = evaluate("method=none", "schedule=remove_per_block")["config"]
+    assert config["method"] is None and config["schedule"] is None and config["recover"] is None

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.scripts_under_test import Done, Script, python
+from tests.scripts_under_test import script as forked
+
 QUICK = ["limit=16", "throughput.batch_size=0"]
 PNG = b"\x89PNG"
 
 
-def script(name: str, folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, f"scripts/{name}.py", *overrides]
-    command += [] if name in ("table", "figure") else [f"paths.logs={folder}/logs", f"paths.runs={folder}/runs"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+def places(folder: Path) -> list[str]:
+    """Rows, caches, tables and figures of its own."""
+    return [f"paths.logs={folder}/logs", f"paths.runs={folder}/runs", f"paths.results={folder}"]
+
+
+def script(name: str, folder: Path, *overrides: str, **environment: str) -> Done:
+    return forked(name, *overrides, *places(folder), **environment)
 
 
 def rows(folder: Path) -> list[Path]:
@@ -30,7 +30,7 @@ def rows(folder: Path) -> list[Path]:
 
 def test_one_row_with_out(tmp_path):
     out = tmp_path / "row.json"
-    done = script("eval", tmp_path, *QUICK, "ratio=0.6", f"out={out}")
+    done = python("scripts/eval.py", *QUICK, "ratio=0.6", f"out={out}", *places(tmp_path))  # imports all it needs
     assert done.returncode == 0, done.stderr
     assert "speed" not in done.stdout and "GMACs" in done.stdout
     row = json.loads(out.read_text())
@@ -55,20 +55,17 @@ def test_an_unknown_model_lists_the_known_ones(tmp_path):
 def test_sweep_goes_on_after_a_failure(tmp_path):
     done = script("eval", tmp_path, "-m", *QUICK, "kappa=0.3,7,0.5", "tau=150")
     assert done.returncode == 2
-    assert "kappa is a cosine threshold" in done.stderr
+    assert "error: kappa is the gate threshold (Eq. 3), in [-1, 1], got 7" in done.stderr
     assert len(rows(tmp_path)) == 2
 
 
 def test_a_killed_sweep_loses_nothing_and_repeats_nothing(tmp_path):
     overrides = ["-m", "limit=64", "throughput.batch_size=0", "tau=20,50,100,150"]
-    folders = [f"paths.logs={tmp_path}/logs", f"paths.runs={tmp_path}/runs"]
-    command = [sys.executable, "scripts/eval.py", *overrides, *folders]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    sweep = Script("eval", *overrides, *places(tmp_path))
     deadline = time.monotonic() + 300
     while not rows(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        time.sleep(0.02)
+    sweep.kill()
     before = {f: f.stat().st_mtime_ns for f in rows(tmp_path)}
     assert 1 <= len(before) < 4
     done = script("eval", tmp_path, *overrides)
@@ -105,36 +102,41 @@ def test_the_doctor_says_what_is_missing_and_what_it_costs(tmp_path):
 
 
 def test_tables_come_from_rows(tmp_path):
-    for method in ("none", "token_transform"):
-        assert script("eval", tmp_path, *QUICK, f"method={method}", f"name=probe/{method}").returncode == 0
-    done = script("table", tmp_path, "table=probe", f"paths.runs={tmp_path}/runs", f"paths.results={tmp_path}")
+    done = script("eval", tmp_path, "-m", *QUICK, "experiment=readings/none,readings/default")
     assert done.returncode == 0, done.stderr
-    lines = (tmp_path / "tables" / "probe.md").read_text().splitlines()
-    assert lines[0].startswith("**vit_mini: 16 images of scenes, float32, ")
-    assert [line.split(" | ")[0] for line in lines[4:6]] == ["| uncompressed", "| token_transform"]
-    empty = script("table", tmp_path, "table=absent", f"paths.runs={tmp_path}/runs")
-    assert empty.returncode == 2 and "no rows of absent" in empty.stderr
+    done = script("table", tmp_path, "table=readings")
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "tables" / "readings.md").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("**vit_mini: 16 images of scenes, "))
+    assert ": 16 images of scenes, float32, " in lines[start]
+    assert [line.split(" | ")[0] for line in lines[start + 4 : start + 6]] == [
+        "| uncompressed",
+        "| the library default",
+    ]
+    empty = script("table", tmp_path, "table=table6")
+    assert empty.returncode == 2 and "no rows of table6" in empty.stderr
+    absent = script("table", tmp_path, "table=absent")
+    assert absent.returncode == 2 and "there is no table 'absent'" in absent.stderr
 
 
 def test_figures_come_from_rows(tmp_path):
-    folders = [f"paths.runs={tmp_path}/runs", f"paths.results={tmp_path}"]
-    missing = script("figure", tmp_path, "figure=fig2", *folders)
+    missing = script("figure", tmp_path, "figure=fig2")
     assert missing.returncode == 2 and "no rows of fig4a" in missing.stderr
-    done = script("eval", tmp_path, "-m", *QUICK, "ratio=0.5,0.8", "name=fig4a/token_transform")
+    done = script("eval", tmp_path, "-m", *QUICK, "ratio=0.5,0.8", "experiment=fig4a/token_transform")
     assert done.returncode == 0, done.stderr
-    alone = script("figure", tmp_path, "figure=fig4a", *folders)
+    alone = script("figure", tmp_path, "figure=fig4a")
     assert alone.returncode == 2 and "no uncompressed row" in alone.stderr
     assert script("eval", tmp_path, *QUICK, "method=none").returncode == 0
     for figure in ("fig2", "fig4a"):
-        done = script("figure", tmp_path, f"figure={figure}", "suffix=_tiny", *folders)
+        done = script("figure", tmp_path, f"figure={figure}", "suffix=_tiny")
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "figures" / f"{figure}_tiny.png").read_bytes().startswith(PNG)
 
 
 def test_the_matrices_of_all_methods_side_by_side(tmp_path):
-    done = script("matrices", tmp_path, f"paths.results={tmp_path}", "columns=raster")
+    done = script("matrices", tmp_path, f"figures={tmp_path}", "columns=raster")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "figures" / "matrices.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "matrices.png").read_bytes().startswith(PNG)
     outside = script("matrices", tmp_path, "pick=6")
     assert outside.returncode == 2 and "no image at [6]: there are 6" in outside.stderr
 

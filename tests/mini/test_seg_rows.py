@@ -70,14 +70,12 @@ def test_the_same_run_serves_both_figures(mini: list[str], evaluate: Evaluate):
     first = evaluate("experiment=fig4b/ours_default", *mini)
     second = evaluate("experiment=fig4c/ours_default", *mini)
     assert first["id"] == second["id"]
-    assert second["experiments"] == ["fig4b/ours_default", "fig4c/ours_default"]
+    assert [one["name"] for one in second["experiments"]] == ["fig4b/ours_default", "fig4c/ours_default"]
 
 
 def test_what_needs_images_cannot_be_counted(configured: Configured):
     with pytest.raises(ValueError, match="its number of tokens depends on the image"):
         counted(configured("experiment=fig4b/ours_default", "model=segmenter_mini", "method=ats"))
-    with pytest.raises(ValueError, match="needs images to calibrate on"):
-        counted(configured("experiment=fig4a_prune_and_merge/prune_and_merge"))
 
 
 def test_masks_side_by_side(mini: list[str], tmp_path: Path):

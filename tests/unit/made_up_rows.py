@@ -57,7 +57,6 @@ def row(
         "images": count(images),
         "bad_images": [],
         "tokens": [{"block": 4, "tokens": 70.0}],
-        "dtype": "float32",
         "device": "cpu",
         "throughput": timed,
     }

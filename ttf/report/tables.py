@@ -239,7 +239,7 @@ def grouped(
     """(name, row) pairs by heading: the model, what ``label`` says of a row, the images and the device."""
     groups: dict[str, list[tuple[str, Measured]]] = {}
     for name, m in sorted(pairs, key=lambda pair: (pair[1].model, label(pair[1]))):
-        place = f"{m.count} images of {m.data_set}, {m.row['dtype']}, {m.row['device']}"
+        place = f"{m.count} images of {m.data_set}, {m.config['dtype']}, {m.row['device']}"
         heading = ", ".join(part for part in (m.model, label(m)) if part)
         groups.setdefault(f"{heading}: {place}", []).append((name, m))
     return groups
