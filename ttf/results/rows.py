@@ -112,7 +112,7 @@ class Pack:
     def _parsed(self) -> Iterator[Row | None]:
         if not self._lines.is_file():
             return
-        for number, line in enumerate(self._lines.read_text().splitlines(), 1):
+        for number, line in enumerate(self._lines.read_text(errors="replace").splitlines(), 1):
             with suppress(json.JSONDecodeError):
                 row = json.loads(line)
                 if isinstance(row, dict) and row.get("schema") == SCHEMA and "outcomes" in row:
@@ -131,7 +131,7 @@ class Pack:
             Whether anything changed.
         """
         text = "".join(json.dumps(row, sort_keys=True, separators=(",", ":")) + "\n" for row in rows)
-        if self._lines.is_file() and self._lines.read_text() == text:
+        if self._lines.is_file() and self._lines.read_bytes() == text.encode():
             return False
         wanted = _names(rows)
         kept = _read_tensors(self._tensors, wanted - set(new)) if self._tensors.is_file() else {}

@@ -40,7 +40,7 @@ def read_json(path: Path) -> Row:
     """Read a row. Raises ``ValueError`` where the file is no JSON object."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # no JSON, or no text
         raise ValueError(f"{path} is no row of results ({error}): remove it and run again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no row of results: remove it and run again")
