@@ -17,7 +17,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 300.0  # seconds
+LIMIT = 600.0  # seconds
 IMPORTED = ["tests.imports_of_scripts"]
 
 

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
+from tests.composing import composed
 from ttf.results.store import Row
 from ttf.tasks.run import execute
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
-ROOT = Path(__file__).parents[2]
 IMAGES = 12
 EVIT = ("experiment=fig4b/evit", "ratio=0.7", "blocks=[3,6,9]")
 
@@ -20,12 +19,12 @@ EVIT = ("experiment=fig4b/evit", "ratio=0.7", "blocks=[3,6,9]")
 @pytest.fixture(scope="module")
 def evaluate(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Row]:
     folder = tmp_path_factory.mktemp("camvid")
-    places = [f"paths.camvid={shared}/data/camvid", f"paths.runs={folder}/runs", f"paths.cache={folder}/cache"]
+    places = [f"paths.{name}={folder}/{name}" for name in ("rows", "runs", "cache")]  # no published rows among them
+    places.append(f"paths.camvid={shared}/data/camvid")
 
     def run(*overrides: str) -> Row:
         common = ["model=segmenter_ti_camvid", f"limit={IMAGES}", "throughput.batch_size=0"]
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            return execute(compose("eval", [*overrides, *common, *places]))
+        return execute(composed("eval", *overrides, *common, *places))
 
     return run
 

@@ -1,0 +1,78 @@
+"""Tasks from Python, without Hydra: the numbers of the rows that the scripts write."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import ttf
+from tests.composing import composed
+from ttf.data.scenes import SceneClassification, SceneSegmentation
+from ttf.models.weights import load_model
+from ttf.tasks import Classification, Segmentation
+from ttf.tasks.run import execute
+from ttf.tasks.windows import Inference
+
+ROOT = Path(__file__).parents[2]
+
+
+def _model(name: str) -> Any:
+    return load_model(OmegaConf.load(ROOT / "configs" / "model" / f"{name}.yaml"), None, None, None)
+
+
+def _row(folder: Path, *overrides: str) -> Any:
+    places = [f"paths.{name}={folder}/{name}" for name in ("rows", "runs", "cache")]
+    return execute(composed("eval", "throughput.batch_size=0", *overrides, *places), [])
+
+
+def test_classification(tmp_path: Path) -> None:
+    model = _model("vit_mini")
+    task = Classification(SceneClassification("test", 1000), model=model, limit=24)
+    plain, ours = task.evaluate(), task.evaluate(ratio=0.5)
+    assert plain["agreement"]["value"] == 100 and plain["kl"]["value"] == 0 < ours["kl"]["value"]
+    assert ours == _row(tmp_path, "limit=24", "ratio=0.5")["metrics"]
+    assert ttf.plan(model) is None  # uncompressed again
+    assert task.evaluate() == plain
+
+
+def test_segmentation(tmp_path: Path) -> None:
+    model = _model("segmenter_mini")
+    how = OmegaConf.load(ROOT / "configs" / "model" / "segmenter_mini.yaml").inference
+    task = Segmentation(SceneSegmentation("test", 300), model=model, limit=4, inference=Inference(**how))
+    plain, ours = task.evaluate(), task.evaluate(ratio=0.5, recover=True)
+    assert plain["agreement"]["value"] == 100 and plain["kl"]["value"] == 0 < ours["kl"]["value"]
+    row = _row(tmp_path, "task=seg", "model=segmenter_mini", "limit=4", "ratio=0.5", "recover=true")
+    assert ours == row["metrics"]
+    assert ttf.plan(model) is None
+
+
+def test_what_is_wrong_is_said() -> None:
+    scenes = SceneClassification("test", 20)
+    with pytest.raises(ValueError, match=r"nothing to evaluate: Classification\(model=MODEL, data=DATA\)"):
+        Classification(scenes).evaluate()
+    with pytest.raises(ValueError, match="at least 1"):
+        Classification(scenes, limit=0)
+    with pytest.raises(ValueError, match="stop or skip"):
+        Classification(scenes, on_bad_image="ignore")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="leave workers=2 out"):
+        Segmentation(SceneSegmentation("test", 20), workers=2)
+    with pytest.raises(ValueError, match="ratio"):
+        Classification(scenes, model=_model("vit_mini")).evaluate(ratio=7)
+
+
+def test_hydra_is_not_needed() -> None:
+    code = "import sys, ttf, ttf.tasks; print(sorted({m.split('.')[0] for m in sys.modules} & {'hydra'}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr[-2000:]
+
+
+def test_few_images_make_an_interval() -> None:
+    task = Classification(SceneClassification("test", 1000), model=_model("vit_mini"), limit=1)
+    low, high = task.evaluate()["top1"]["ci95"]
+    assert 0 <= low < high <= 100 and torch.isfinite(torch.tensor([low, high])).all()
