@@ -166,7 +166,7 @@ class Sweep:
         for state in states:
             if state.row:
                 wanted.setdefault(state.row["id"], []).append(name_of(state.run))
-        return Rows(self.paths.rows, self.paths.runs).publish(self.table.name, wanted) if wanted else []
+        return Rows(self.paths.rows, self.paths.runs).publish(self.table.name, wanted, self.force) if wanted else []
 
 
 def name_of(run: Planned) -> Row:

@@ -173,12 +173,13 @@ class Rows:
             return self._where[row["id"]][1].outcomes(row)
         return self.drafts.images(row["id"])
 
-    def publish(self, table: str, wanted: Mapping[str, list[Row]]) -> list[str]:
+    def publish(self, table: str, wanted: Mapping[str, list[Row]], again: bool = False) -> list[str]:
         """Write rows into the pack of a table; rows that another pack has stay there, and learn their further names.
 
         Args:
             table: its name.
             wanted: ids of rows to the names (``experiments``) that each has in the table.
+            again: drafts replace published rows of the same id, for they were measured again.
 
         Returns:
             Names of the packs that changed.
@@ -188,14 +189,16 @@ class Rows:
         changed.setdefault(table, [])
         for row_id, names in wanted.items():
             where = self._where.get(row_id)
+            home = changed[table if where is None else where[1].table]
             if where is None:
-                row = dict(self._drafts[row_id])
+                home.append(dict(self._drafts[row_id]))
+            row = next(one for one in home if one["id"] == row_id)
+            names = _with_names(row.get("experiments", []), names)
+            if where is None or (again and self.drafts.finished(row_id)):
+                row |= self.drafts.finished(row_id) or {}
                 row["outcomes"], tensors = pack(self.drafts.images(row_id))
                 new |= tensors
-                changed[table].append(row)
-            else:
-                row = next(one for one in changed[where[1].table] if one["id"] == row_id)
-            row["experiments"] = _with_names(row.get("experiments", []), names)
+            row["experiments"] = names
         packs = {name: Pack(self.published, name) for name in changed}
         return [name for name, rows in changed.items() if rows and packs[name].write(sorted(rows, key=_order), new)]
 
