@@ -1,4 +1,4 @@
-"""An evaluation by two processes on one machine (gloo) is that of one: every bit of the outcomes, one row, one table."""
+"""An evaluation by two processes (gloo) is that of one: every bit of the outcomes, one row, one table."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import pytest
 
 from tests.scripts_under_test import python, script
 
+BESIDE = "would have no effect beside the other options of token_transform: leave it out"
 MISTAKES = {
     # names
     "rato=0.5": "error: rato is no setting of this command: do you mean ratio",
@@ -31,8 +32,8 @@ MISTAKES = {
     "method=evit kappa=0.3": "error: kappa would have no effect: evit with this schedule reads ratio",
     "method=none ratio=0.5": "error: ratio would have no effect: none reads none of these",
     "method=none recover=true": "error: recover would have no effect: none reads none of these",
-    "method.similarity=euclidean kappa=0.3": "error: kappa would have no effect beside the other options of token_transform: leave it out",
-    "method.normalise=false tau=20": "error: tau would have no effect beside the other options of token_transform: leave it out",
+    "method.similarity=euclidean kappa=0.3": f"error: kappa {BESIDE}",
+    "method.normalise=false tau=20": f"error: tau {BESIDE}",
     "schedule=late blocks=[3]": "error: blocks would have no effect: ",
 }
 
