@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +18,7 @@ from safetensors.torch import load_file
 
 import ttf
 import ttf.cli  # registers what the configs resolve with
+from tests.scripts_under_test import Done, Script, python
 from ttf.calibration import load_matrices
 from ttf.models.weights import load_model
 from ttf.tasks.options import reduction
@@ -40,9 +38,8 @@ def command(folder: Path, *overrides: str) -> list[str]:
     return [sys.executable, "scripts/finetune.py", *overrides, f"paths.logs={folder}/logs"]
 
 
-def script(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command(folder, *overrides), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+def script(folder: Path, *overrides: str) -> Done:
+    return python(*command(folder, *overrides)[1:])
 
 
 @pytest.fixture
@@ -65,13 +62,11 @@ def _rows(folder: Path) -> list[str]:
 
 def test_kill_minus_nine_and_the_same_command_are_bit_equal_to_one_run(tmp_path, configured):
     out = tmp_path / "killed"
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command(tmp_path, *MINI, f"output={out}"), cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
+    training = Script("finetune", *MINI, f"output={out}", f"paths.logs={tmp_path}/logs")
     deadline = time.monotonic() + 200
     while not (out / "log.csv").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    training.kill()
     saved = torch.load(out / "state" / "state.pt", weights_only=True)["step"]
     assert 2 <= saved < 8 and not (out / "vit_mini.safetensors").exists()
     FineTuning(configured(*MINI, f"output={out}")).run()
@@ -161,7 +156,7 @@ def test_wandb_continues_the_run_of_the_folder(tmp_path, configured, monkeypatch
 
 
 def test_mistakes_end_with_one_line(tmp_path):
-    done = script(tmp_path, *MINI, "train.accumulate=3", f"output={tmp_path}/out")
+    done = Script("finetune", *MINI, "train.accumulate=3", f"output={tmp_path}/out").done()
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: train.batch_size=8 does not divide")
     assert "Traceback" not in done.stderr

@@ -30,7 +30,7 @@ def counted(module, name):
 
 torch.manual_seed(0)
 model = vit_mini().eval()
-images = torch.randn(2, 3, *model.patch_embed.img_size)
+images = torch.randn(1, 3, *model.patch_embed.img_size)
 for options in ({}, {"preset": "paper"}, {"gate": "mask"}, {"selection": "pool"}):
     ttf.apply(model, ratio=0.5, **options)
     answers, matrices = [], []
