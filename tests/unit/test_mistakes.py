@@ -35,6 +35,8 @@ MISTAKES = {
     "method.similarity=euclidean kappa=0.3": f"error: kappa {BESIDE}",
     "method.normalise=false tau=20": f"error: tau {BESIDE}",
     "schedule=late blocks=[3]": "error: blocks would have no effect: ",
+    "method=none schedule=late": "error: schedule would have no effect: none reads none of these",
+    "method=diffrate schedule.rounding=ceil": "error: schedule.rounding would have no effect: ",
 }
 
 
