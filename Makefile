@@ -11,7 +11,7 @@ CAMVID ?= $(firstword $(wildcard data/camvid $(SHARED)/data/camvid) data/camvid)
 WEIGHTS ?= $(wildcard $(SHARED)/weights)
 PLACES := paths.imagenet=$(IMAGENET) paths.camvid=$(CAMVID) $(if $(WEIGHTS),paths.weights=$(WEIGHTS))
 scale ?= tiny  # tiny: real weights, photographs; mini: embedded, offline; paper: ImageNet, ADE20K, Cityscapes
-OPTIONS ?=  # of sweeps: overrides=[device=cuda]; of make speed: benchmark=equal model=deit_b rounds=21
+OPTIONS ?=  # of sweeps: "overrides=['device=cuda']"; of make speed: benchmark=equal model=deit_b rounds=21
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint doctor readings table1 table2 table6 table7 table8 study fig2 fig4a fig4b fig4c prune_and_merge masks fig5 matrices speed report clean

@@ -83,6 +83,11 @@ class Planned:
         return " ".join([self.experiment, *self.overrides])
 
     @property
+    def named(self) -> dict[str, Any]:
+        """What its row is called in tables."""
+        return {"name": self.experiment, "overrides": list(self.overrides), "title": self.title}
+
+    @property
     def arguments(self) -> tuple[str, ...]:
         """Of ``scripts/eval.py``."""
         return (f"experiment={self.experiment}", *self.overrides)

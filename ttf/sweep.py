@@ -25,7 +25,7 @@ from ttf.tasks.base import progress, within
 from ttf.tasks.identity import settings
 from ttf.tasks.run import execute
 
-DONE, OPEN, ELSEWHERE = "done", "not run", "another process"
+DONE, OPEN = "done", "not run"
 NOT_MEASURED = "make doctor and scripts/sweep.py table=TABLE --list say what that takes: data, weights, or training"
 POLL = 2.0  # seconds between looks at rows that other processes measure
 
@@ -69,7 +69,7 @@ class State:
         run: what is planned.
         key: of its rows.
         data: signature of its data set.
-        word: ``DONE``, ``ELSEWHERE``, or a key of ``ADVICE``.
+        word: ``DONE``, "failed", or a key of ``ADVICE``.
         row: the finished row.
         error: why it failed.
     """
@@ -144,7 +144,9 @@ class Sweep:
                     yield state
                     continue
                 self._measure(state)
-            bar.console.print(f"{state.word}: {state.run.address}" + (f": {state.error}" if state.error else ""))
+            bar.console.print(
+                f"{state.word}: {state.run.address}" + (f": {state.error}" if state.error else ""), soft_wrap=True
+            )
             bar.advance(task)  # type: ignore[arg-type]
 
     def _measure(self, state: State) -> None:
@@ -154,7 +156,7 @@ class Sweep:
                 return
         cfg = experiments.composed(state.run, [*self.further, *(["force=true"] if self.force else [])])
         try:
-            state.row, state.word = execute(cfg, [name_of(state.run)]), DONE
+            state.row, state.word = execute(cfg, state.run.arguments), DONE
         except MissingError as error:
             state.word, state.error = "no weights", str(error)
         except Exception as error:  # recorded beside the rows; the sweep goes on
@@ -165,13 +167,8 @@ class Sweep:
         wanted: dict[str, list[Row]] = {}
         for state in states:
             if state.row:
-                wanted.setdefault(state.row["id"], []).append(name_of(state.run))
+                wanted.setdefault(state.row["id"], []).append(state.run.named)
         return Rows(self.paths.rows, self.paths.runs).publish(self.table.name, wanted, self.force) if wanted else []
-
-
-def name_of(run: Planned) -> Row:
-    """What a run is called in tables."""
-    return {"name": run.experiment, "overrides": list(run.overrides), "title": run.title}
 
 
 def summary(states: Sequence[State]) -> str:

@@ -20,6 +20,7 @@ from ttf import api, processes
 from ttf.calibration import calibrate_on, load_matrices
 from ttf.data.transforms import Preprocessing
 from ttf.errors import MissingError
+from ttf.experiments import Planned
 from ttf.measure.provenance import provenance
 from ttf.methods.prune_and_merge import PruneAndMerge
 from ttf.models.weights import file_digest, fingerprint, load_model
@@ -128,12 +129,13 @@ class Run:
         model, images, how = self.photographs(positions)
         informative_tokens(images, ttf.trace(ttf.apply(model, **self.reduction), images), how, path)
 
-    def measure(self, config: Row, names: list[Row]) -> Row:
+    def measure(self, config: Row, names: list[Row], given: Sequence[str]) -> Row:
         """Evaluate and time the model; the row of results.
 
         Args:
             config: from ``config``.
             names: the experiments that this is, see ``names_of``.
+            given: the overrides of its command.
         """
         begin = time.time()
         model, how = self._load()
@@ -148,7 +150,7 @@ class Run:
             "schema": SCHEMA, "id": signature(config), "key": key_of(config), "title": self._title(), "config": config,
             "experiments": names, "metrics": self.task.metrics(found.images), **costs, "images": found.count,
             "bad_images": found.bad, "preprocessing": how, **provenance(self.device, self.dtype),
-            "throughput": self._throughput(model), "command": " ".join(["python", "scripts/eval.py", *overrides()]),
+            "throughput": self._throughput(model), "command": " ".join(["python", "scripts/eval.py", *given]),
             "seconds": round(time.time() - begin, 1),
         }  # fmt: skip
 
@@ -201,25 +203,25 @@ def overrides() -> list[str]:
     return [one for one in given if not one.startswith(HIDDEN)]
 
 
-def names_of(cfg: DictConfig, given: Sequence[str] | None = None) -> list[Row]:
+def names_of(cfg: DictConfig, given: Sequence[str]) -> list[Row]:
     """What a run is called in tables: its experiment with the overrides that make it this row; none without one.
 
     Args:
         cfg: the composed config.
-        given: its overrides; None: those of the command line.
+        given: its overrides.
     """
     if not cfg.name:
         return []
-    telling = sorted(one for one in (overrides() if given is None else given) if not one.startswith(OF_THIS_RUN))
-    return [{"name": cfg.name, "overrides": telling, "title": cfg.title or cfg.name}]
+    telling = sorted(one for one in given if not one.startswith(OF_THIS_RUN))
+    return [Planned(cfg.name, cfg.title or cfg.name, tuple(telling)).named]
 
 
-def execute(cfg: DictConfig, names: list[Row] | None = None) -> Row | None:
+def execute(cfg: DictConfig, given: Sequence[str] | None = None) -> Row | None:
     """Run once, or return the row of the same run that has finished before.
 
     Args:
         cfg: the composed config of ``scripts/eval.py``.
-        names: see ``names_of``; None: by the command line.
+        given: its overrides, of which the row keeps its command and its names; None: those of the command line.
 
     Returns:
         The row; None on all processes but the main one, where several share the images.
@@ -228,7 +230,8 @@ def execute(cfg: DictConfig, names: list[Row] | None = None) -> Row | None:
         ValueError: for mistakes that are the user's; every failure is recorded beside the rows first.
     """
     run, store = Run(cfg), Store(cfg.paths.runs)
-    names = names_of(cfg) if names is None else names
+    given = overrides() if given is None else given
+    names = names_of(cfg, given)
     config = run.config()
     name = signature(config)
     row = None if cfg.force else processes.agreed(_finished(name, Rows(cfg.paths.rows, cfg.paths.runs)))
@@ -236,11 +239,11 @@ def execute(cfg: DictConfig, names: list[Row] | None = None) -> Row | None:
         print(f"{name} has finished before (force=true runs it again)", file=sys.stderr)
         return store.note_experiments(row, names)
     if not processes.is_main():
-        run.measure(config, names)
+        run.measure(config, names, given)
         return None
     store.begin(name, config)
     try:
-        row = run.measure(config, names)
+        row = run.measure(config, names, given)
     except Exception as error:
         store.fail(name, config, error)
         raise
