@@ -68,7 +68,7 @@ def test_what_tasks_declare():
 
 
 def test_unknown_tasks_and_metrics_are_named_with_the_known_ones():
-    with pytest.raises(ValueError, match="no metrics of a task 'depht': there are those of cls, seg"):
+    with pytest.raises(ValueError, match="no metrics of a task 'depht': there are those of cls, .*seg"):
         metrics.of_task("depht")
     with pytest.raises(ValueError, match="task cls has no metric 'miou': there are top1, top5"):
         metrics.named("cls", "miou")
