@@ -46,19 +46,14 @@ def measured(todo: list[Timing], rows: list[Row], path: Path | None) -> list[Row
 
 def run(cfg: DictConfig, wanted: list[Timing]) -> None:
     """Time what is missing of one benchmark, write and show its table."""
-    from ttf.data.files import atomic_write
     from ttf.report import speed
-    from ttf.report.tables import markdown, show
+    from ttf.report.costs import published
     from ttf.results import costs
 
     path = Path(cfg.csv) if cfg.csv else None
     rows = costs.read(path) if path else []
     rows = measured(missing(cfg, wanted, rows), rows, path)
-    title, cells = speed.heading(rows), speed.cells(rows)
-    show(cells, title)
-    if path:
-        atomic_write(path.with_suffix(".md"), lambda t: t.write_text(f"**{title}**\n\n{markdown(cells)}"))
-        print(path)
+    published(rows, speed.cells(rows), speed.heading(rows), path)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="benchmark")

@@ -8,10 +8,8 @@ import hydra
 from omegaconf import DictConfig
 
 from ttf import cli, experiments
-from ttf.report import Options, render, speed_figures
-from ttf.results.measured import read
 
-SPEED = {"speed": speed_figures.efficiency_of_methods, "speed_tokens": speed_figures.efficiency_over_tokens}
+SPEED = {"speed": "efficiency_of_methods", "speed_tokens": "efficiency_over_tokens"}
 
 
 def table_of(figure: str) -> str:
@@ -22,8 +20,10 @@ def table_of(figure: str) -> str:
 
 def of_speed(cfg: DictConfig, results: Path) -> None:
     """Efficiency of methods, or over tokens; ``make speed`` has the tables."""
+    from ttf.report import speed_figures
+
     path = results / "figures" / f"{cfg.figure}{cfg.suffix}.png"
-    SPEED[cfg.figure](speed_figures.gather(cfg.figure, cfg.models, results / "speed"), path)
+    getattr(speed_figures, SPEED[cfg.figure])(speed_figures.gather(cfg.figure, cfg.models, results / "speed"), path)
     print(path)
 
 
@@ -33,6 +33,9 @@ def main(cfg: DictConfig) -> None:
     results = Path(cfg.paths.results)
     if cfg.figure in SPEED:
         return of_speed(cfg, results)
+    from ttf.report import Options, render
+    from ttf.results.measured import read
+
     options = Options(results, cfg.models, cfg.suffix)
     for path in render(experiments.load(table_of(cfg.figure)), read(cfg.paths.rows, cfg.paths.runs), options):
         print(path)

@@ -10,9 +10,8 @@ from omegaconf import DictConfig
 
 from ttf import cli
 from ttf.bench.operators import operators
-from ttf.data.files import atomic_write
 from ttf.measure.provenance import provenance
-from ttf.report.tables import markdown, show
+from ttf.report.costs import published
 from ttf.results import costs
 
 
@@ -35,10 +34,7 @@ def main(cfg: DictConfig) -> None:
     rows = [row | place for row in operators(cfg.rounds)]
     shapes = "attention: images x heads x tokens; transform: images x tokens x channels, 0.7 of the tokens kept"
     title = f"{known['device']}, float32, median of {cfg.rounds} rounds. {shapes}"
-    costs.write(rows, path)
-    atomic_write(path.with_suffix(".md"), lambda t: t.write_text(f"**{title}**\n\n{markdown(cells(rows))}"))
-    show(cells(rows), title)
-    print(path)
+    published(rows, cells(rows), title, path)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,9 @@ from ttf import api, cli
 from ttf.bench import roofline
 from ttf.bench.entries import sized
 from ttf.bench.fitting import fit, random_model
-from ttf.data.files import atomic_write
 from ttf.data.transforms import preprocessing
 from ttf.measure.provenance import provenance
-from ttf.report.tables import markdown, show
+from ttf.report.costs import published
 from ttf.results import costs
 from ttf.tasks.options import pick_device, pick_dtype, reduction
 
@@ -71,10 +70,7 @@ def main(cfg: DictConfig) -> None:
         f"{first['model']}, batch {first['batch']}, {first['dtype']}, an image's share; {first['device']}: "
         f"{first['gmacs_per_s']} GMAC/s, {first['gb_per_s']} GB/s"
     )
-    costs.write(rows, path)
-    atomic_write(path.with_suffix(".md"), lambda t: t.write_text(f"**{title}**\n\n{markdown(_cells(rows))}"))
-    show(_cells(rows), title)
-    print(path)
+    published(rows, _cells(rows), title, path)
 
 
 if __name__ == "__main__":

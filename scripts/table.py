@@ -9,9 +9,6 @@ from hydra import compose
 from omegaconf import DictConfig
 
 from ttf import cli, experiments
-from ttf.report import Options, render
-from ttf.results.measured import read
-from ttf.tasks.availability import ADVICE, Machine
 
 PLACES = ("imagenet", "weights", "downloads", "results")
 
@@ -19,6 +16,10 @@ PLACES = ("imagenet", "weights", "downloads", "results")
 @hydra.main(version_base="1.3", config_path="../configs", config_name="table")
 @cli.job
 def main(cfg: DictConfig) -> None:
+    from ttf.report import Options, render  # torch comes after the settings are checked
+    from ttf.results.measured import read
+    from ttf.tasks.availability import ADVICE, Machine
+
     machine = Machine()
     places = [f"paths.{name}={cfg.paths[name]}" for name in PLACES if cfg.paths[name] is not None]
 

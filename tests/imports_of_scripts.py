@@ -17,9 +17,6 @@ import ttf.results.measured
 import ttf.sweep
 import ttf.tasks.run
 import ttf.training.run  # noqa: F401
-from ttf.data.scenes import digit_split
 
 matplotlib.use("agg")
 torch.set_num_threads(1)
-for split in ("train", "test"):
-    digit_split(split)  # imports scikit-learn

@@ -80,9 +80,14 @@ class Arguments:
             )
         size = host.input_size(model)
         return Plan(
-            method, schedule, host, host.prefix(model), host.class_token(model), recovery or host.recovery,
+            method,
+            schedule,
+            host,
+            host.prefix(model),
+            host.class_token(model),
+            recovery or host.recovery,
             None if size is None else host.grid(model, size),
-        )  # fmt: skip
+        )
 
     def _placed(self, host: Host) -> Host:
         """The host with the place where dense tokens come back, for hosts that have a choice."""

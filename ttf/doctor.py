@@ -21,9 +21,18 @@ from ttf.ops import native
 from ttf.ops.native.build import library
 
 CORE = (
-    "torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "pandas", "matplotlib", "scikit-learn", "rich",
-    "safetensors", "pillow",
-)  # fmt: skip
+    "torch",
+    "torchvision",
+    "timm",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "pandas",
+    "matplotlib",
+    "rich",
+    "safetensors",
+    "pillow",
+)
 OPTIONAL = {
     "onnx": "ONNX export",
     "onnxscript": "ONNX export",

@@ -151,9 +151,14 @@ def _runs(row: Experiment, whole: Values, own: Values) -> Iterator[Planned]:
 def _row(table: str, name: str, given: Values, shared: Values, sweep: Values) -> Experiment:
     own = {key: value for key, value in given.items() if key not in OF_ROW}
     return Experiment(
-        f"{table}/{name}", str(given.get("title", "")), {**shared, **own}, given.get("sweep", sweep) or {},
-        given.get("scales", {}), tuple(given.get("only", ())), given.get("paper", {}),
-    )  # fmt: skip
+        f"{table}/{name}",
+        str(given.get("title", "")),
+        {**shared, **own},
+        given.get("sweep", sweep) or {},
+        given.get("scales", {}),
+        tuple(given.get("only", ())),
+        given.get("paper", {}),
+    )
 
 
 def names_of_tables() -> list[str]:

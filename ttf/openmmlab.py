@@ -20,17 +20,26 @@ TRANSPOSED = ("decoder.proj_patch", "decoder.proj_classes")
 PLACES = {"encoder.blocks": "backbone.layers", "decoder.blocks": "decode_head.layers"}
 # names of rstrudel/segmenter and of ttf.models.segmenter -> names of mmsegmentation
 INSIDE_A_BLOCK = {
-    "norm1.": "ln1.", "norm2.": "ln2.", "attn.qkv.weight": "attn.attn.in_proj_weight",
-    "attn.qkv.bias": "attn.attn.in_proj_bias", "attn.proj.": "attn.attn.out_proj.", "mlp.fc1.": "ffn.layers.0.0.",
+    "norm1.": "ln1.",
+    "norm2.": "ln2.",
+    "attn.qkv.weight": "attn.attn.in_proj_weight",
+    "attn.qkv.bias": "attn.attn.in_proj_bias",
+    "attn.proj.": "attn.attn.out_proj.",
+    "mlp.fc1.": "ffn.layers.0.0.",
     "mlp.fc2.": "ffn.layers.1.",
-}  # fmt: skip
+}
 ELSEWHERE = {
-    "encoder.cls_token": "backbone.cls_token", "encoder.pos_embed": "backbone.pos_embed",
-    "encoder.patch_embed.proj.": "backbone.patch_embed.projection.", "encoder.norm.": "backbone.ln1.",
-    "decoder.cls_emb": "decode_head.cls_emb", "decoder.proj_dec.": "decode_head.dec_proj.",
-    "decoder.proj_patch": "decode_head.patch_proj.weight", "decoder.proj_classes": "decode_head.classes_proj.weight",
-    "decoder.decoder_norm.": "decode_head.decoder_norm.", "decoder.mask_norm.": "decode_head.mask_norm.",
-}  # fmt: skip
+    "encoder.cls_token": "backbone.cls_token",
+    "encoder.pos_embed": "backbone.pos_embed",
+    "encoder.patch_embed.proj.": "backbone.patch_embed.projection.",
+    "encoder.norm.": "backbone.ln1.",
+    "decoder.cls_emb": "decode_head.cls_emb",
+    "decoder.proj_dec.": "decode_head.dec_proj.",
+    "decoder.proj_patch": "decode_head.patch_proj.weight",
+    "decoder.proj_classes": "decode_head.classes_proj.weight",
+    "decoder.decoder_norm.": "decode_head.decoder_norm.",
+    "decoder.mask_norm.": "decode_head.mask_norm.",
+}
 
 
 class _Absent(ModuleType):

@@ -327,9 +327,11 @@ def test_prumerge_behind_the_tower(variant: str, image: int) -> None:
         pytest.skip(f"{name}: two tokens are too close to the cut")
     _close(view.x[image : image + 1, 1:], reference.tensors[f"image{image}/selected_features"])
     one = LayerView(
-        view.x[image : image + 1], 1,
-        class_query=view.class_query[image : image + 1], flat_keys=view.flat_keys[image : image + 1],
-    )  # fmt: skip
+        view.x[image : image + 1],
+        1,
+        class_query=view.class_query[image : image + 1],
+        flat_keys=view.flat_keys[image : image + 1],
+    )
     _close(class_attention(one.class_query, one.flat_keys), reference.tensors[f"image{image}/class_attention"])
     y, reduction = method(one, one.x.shape[1] if method.adaptive else case["tokens"] + 1)
     assert y.shape[1] == case["tokens"] + 1

@@ -59,10 +59,12 @@ def test_siglips_pooling_head_sees_sizes(build: Build, images: Images) -> None:
     q, k, v = (
         (part @ weight.T + bias).unflatten(2, (3, 16)).transpose(1, 2)
         for part, weight, bias in zip(
-            (head.probe.expand(2, -1, -1), tokens, tokens), head.attention.in_proj_weight.chunk(3),
-            head.attention.in_proj_bias.chunk(3), strict=True,
+            (head.probe.expand(2, -1, -1), tokens, tokens),
+            head.attention.in_proj_weight.chunk(3),
+            head.attention.in_proj_bias.chunk(3),
+            strict=True,
         )
-    )  # fmt: skip
+    )
     weights = sizes[:, None, None] * torch.exp(q @ k.transpose(2, 3) / 4)
     pooled = head.attention.out_proj(((weights / weights.sum(-1, keepdim=True)) @ v).transpose(1, 2).flatten(2))
     pooled = pooled + head.mlp(head.layernorm(pooled))

@@ -178,8 +178,11 @@ def _llava(build: Build, kind: str = "Llava", tower: str = "CLIP", **changes: An
     vision = getattr(transformers, f"{tower}VisionConfig")(**VISION)
     text = {**TEXT, "num_key_value_heads": 3, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     fields = {
-        "vision_config": vision, "text_config": transformers.LlamaConfig(**text), "image_token_index": 40, **changes,
-    }  # fmt: skip
+        "vision_config": vision,
+        "text_config": transformers.LlamaConfig(**text),
+        "image_token_index": 40,
+        **changes,
+    }
     return build((f"{kind}ForConditionalGeneration", f"{kind}Config", {}), **fields)
 
 

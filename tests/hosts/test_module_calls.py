@@ -86,9 +86,14 @@ def test_tokens_refuse_what_only_tensors_can(tiny: Tiny, images: Images) -> None
     tokens = model.blocks(model._pos_embed(model.patch_embed(x)))
     assert isinstance(tokens, Tokens) and not hasattr(tokens, "to")
     for use in (
-        lambda y: y + 1, lambda y: 2 * y, lambda y: y @ y, lambda y: y.mean(2), lambda y: y.reshape(-1),
-        lambda y: y.relu(), lambda y: y / 2,
-    ):  # fmt: skip
+        lambda y: y + 1,
+        lambda y: 2 * y,
+        lambda y: y @ y,
+        lambda y: y.mean(2),
+        lambda y: y.reshape(-1),
+        lambda y: y.relu(),
+        lambda y: y / 2,
+    ):
         with pytest.raises(TokensError, match="which are no tensor"):
             use(tokens)
     with pytest.raises(TypeError, match="Tokens"):

@@ -18,14 +18,20 @@ from ttf.methods import METHODS
 VARIANTS: dict[str, dict[str, Any]] = {
     "eva02": {"use_rot_pos_emb": True, "swiglu_mlp": True, "scale_mlp": True, "qkv_fused": False},
     "dinov3": {
-        "use_rot_pos_emb": True, "rope_type": "dinov3", "use_abs_pos_emb": False, "num_reg_tokens": 4,
-        "init_values": 0.5, "global_pool": "avg", "dynamic_img_size": True, "rope_rotate_half": True,
+        "use_rot_pos_emb": True,
+        "rope_type": "dinov3",
+        "use_abs_pos_emb": False,
+        "num_reg_tokens": 4,
+        "init_values": 0.5,
+        "global_pool": "avg",
+        "dynamic_img_size": True,
+        "rope_rotate_half": True,
     },
     "mixed, per block": {"use_rot_pos_emb": True, "rope_type": "mixed", "class_token": False, "global_pool": "map"},
     "rope attention": {"use_rot_pos_emb": True, "attn_type": "rope", "qk_norm": True},
     "norms last": {"use_rot_pos_emb": True, "use_post_norm": True},
     "no rotation": {"init_values": 0.5},
-}  # fmt: skip
+}
 SMALL: dict[str, Any] = {
     "img_size": 32,
     "patch_size": 4,

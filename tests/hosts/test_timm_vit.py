@@ -66,9 +66,7 @@ def _tokens(model: Any, x: Tensor) -> Tensor:
 
 def _attention_by_hand(attn: Any, x: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Output (Eq. 7), column sums of the map (Eq. 2) and mean keys, with an explicit softmax."""
-    q, k, v = (
-        part.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for part in attn.qkv(x).chunk(3, dim=-1)
-    )  # fmt: skip
+    q, k, v = (part.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for part in attn.qkv(x).chunk(3, dim=-1))
     q, k = attn.q_norm(q), attn.k_norm(k)
     weights = sizes[:, None, None] * torch.exp(q @ k.transpose(2, 3) * q.shape[-1] ** -0.5)
     attention = weights / weights.sum(-1, keepdim=True)

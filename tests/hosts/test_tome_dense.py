@@ -76,8 +76,10 @@ def test_a_block_is_what_the_definition_says(model: Any, images: Images):
     handle.remove()
     tokens, block = after[0], blocks[0]
     behind = isinstance(block, ResPostBlock)
-    for norm, part, scale in ((block.norm1, block.attn, block.ls1 if not behind else None),
-                              (block.norm2, block.mlp, block.ls2 if not behind else None)):  # fmt: skip
+    for norm, part, scale in (
+        (block.norm1, block.attn, block.ls1 if not behind else None),
+        (block.norm2, block.mlp, block.ls2 if not behind else None),
+    ):
         normed = tokens if behind else norm(tokens)
         weights = ToMeDense().reduce(LayerView(normed, 1), KEEP).matrix()
         short = part(weights @ normed)

@@ -14,9 +14,14 @@ from tests.scripts_under_test import python
 transformers: Any = pytest.importorskip("transformers", reason="needs transformers: pip install 'ttf[hf]'")
 
 SMALL = {
-    "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": 32,
-    "patch_size": 8, "num_labels": 1000,
-}  # fmt: skip
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_labels": 1000,
+}
 
 
 @pytest.fixture

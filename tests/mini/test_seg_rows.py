@@ -24,9 +24,14 @@ from ttf.tasks.masks import examples
 ROOT = Path(__file__).parents[2]
 EVERY = "blocks=[0,1,2,3,4,5,6,7,8,9,10,11]"
 WAYS = {
-    "ours_literal": [], "ours_masks": [], "ours_default": [], "ours_transpose": [], "hourglass_10": ["blocks=[4]"],
-    "evit": ["ratio=0.7", "blocks=[3,6,9]"], "tome_dense": ["ratio=0.7", EVERY],
-}  # fmt: skip
+    "ours_literal": [],
+    "ours_masks": [],
+    "ours_default": [],
+    "ours_transpose": [],
+    "hourglass_10": ["blocks=[4]"],
+    "evit": ["ratio=0.7", "blocks=[3,6,9]"],
+    "tome_dense": ["ratio=0.7", EVERY],
+}
 
 Evaluate = Callable[..., Row]
 Configured = Callable[..., DictConfig]

@@ -59,10 +59,15 @@ for arguments in {calls!r}:
         print(error.code, "torch" in sys.modules)
 """
 CALLS = [
-    "scripts/eval.py rato=0.5", "scripts/eval.py method=evit kappa=0.3", "scripts/sweep.py table=nonsense",
-    "scripts/sweep.py table=table6 scale=huge", "scripts/benchmark.py ratio=7", "scripts/finetune.py rato=0.5",
-    "scripts/visualize.py rato=0.5", "scripts/report.py rato=0.5",
-]  # fmt: skip
+    "scripts/eval.py rato=0.5",
+    "scripts/eval.py method=evit kappa=0.3",
+    "scripts/sweep.py table=nonsense",
+    "scripts/sweep.py table=table6 scale=huge",
+    "scripts/benchmark.py ratio=7",
+    "scripts/finetune.py rato=0.5",
+    "scripts/visualize.py rato=0.5",
+    "scripts/report.py rato=0.5",
+]
 
 
 def test_typos_show_before_torch_is_imported() -> None:

@@ -69,6 +69,17 @@ def test_metrics_import_torch_and_scipy_alone():
     assert not {name for name in found if not name.startswith(allowed)} - {"pkgutil", "importlib"}
 
 
+def test_folders_of_unit_tests_are_rooms_of_the_library():
+    rooms = {folder.name for folder in (ROOT / "tests" / "unit").iterdir() if list(folder.glob("test_*.py"))}
+    assert rooms and not {room for room in rooms if not (ROOT / "ttf" / room / "__init__.py").is_file()}
+
+
+def test_no_file_is_longer_than_350_lines():
+    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    files = [ROOT / name for name in tracked] or list((ROOT / "ttf").rglob("*.py"))
+    assert not [file.name for file in files if file.is_file() and len(file.read_text().splitlines()) > 350]
+
+
 def test_no_library_code_imports_mocks():
     assert not [file for file in (ROOT / "ttf").rglob("*.py") if "unittest" in file.read_text()]
 

@@ -22,9 +22,14 @@ from ttf.ops.attention import (
 
 
 def attended_heads(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, request: Request, project: Callable[[Tensor], Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    request: Request,
+    project: Callable[[Tensor], Tensor],
     dropout: float = 0.0,
-) -> Attended:  # fmt: skip
+) -> Attended:
     """Size-scaled attention (Eq. 7) with the statistics that are wanted.
 
     Args:
@@ -48,10 +53,11 @@ def attended_heads(
         heads = fused_attention(q, k, v, bias, scale, dropout)
         scores = class_row(q, k, bias, scale) if wanted.score_rows == "class" else None
     return Attended(
-        project(side_by_side(heads)), scores,
+        project(side_by_side(heads)),
+        scores,
         keys=k.mean(dim=1) if wanted.keys else None,
         attention=attention,
         value_norms=side_by_side(v).float().norm(dim=-1) if wanted.value_norms else None,
         class_query=side_by_side(q)[:, 0] if wanted.projections else None,
         flat_keys=side_by_side(k) if wanted.projections else None,
-    )  # fmt: skip
+    )

@@ -189,8 +189,9 @@ def check_reached(model: nn.Module, plan: Plan) -> None:
     if error is not None:
         warnings.warn(
             f"{name} has a forward of its own, and a trial run on shapes stopped with {type(error).__name__}: {error}. "
-            "Check that ttf.trace(model, images) lists a layer for every reducing block.", stacklevel=4,
-        )  # fmt: skip
+            "Check that ttf.trace(model, images) lists a layer for every reducing block.",
+            stacklevel=4,
+        )
         return
     wanted = {b for b in range(host.first, host.first + len(blocks_of(model, host))) if reduces(plan.schedule, b)}
     if missing := sorted(wanted - reached.numbers):

@@ -59,9 +59,16 @@ class Attended(NamedTuple):
     def view(self, x: Tensor, prefix: int, normed: Tensor | None = None) -> LayerView:
         """The view of a layer whose tokens are x (B, N, C) after the attention residual."""
         return LayerView(
-            x, prefix, scores=self.scores, keys=self.keys, normed=normed, attention=self.attention,
-            value_norms=self.value_norms, class_query=self.class_query, flat_keys=self.flat_keys,
-        )  # fmt: skip
+            x,
+            prefix,
+            scores=self.scores,
+            keys=self.keys,
+            normed=normed,
+            attention=self.attention,
+            value_norms=self.value_norms,
+            class_query=self.class_query,
+            flat_keys=self.flat_keys,
+        )
 
 
 class Exit(NamedTuple):

@@ -129,9 +129,12 @@ class ImageNetFolder(Dataset[tuple[Any, int]]):
     """
 
     def __init__(
-        self, root: str | Path, split: str = "val", transform: Callable[[Image.Image], Any] | None = None,
+        self,
+        root: str | Path,
+        split: str = "val",
+        transform: Callable[[Image.Image], Any] | None = None,
         complete: bool | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.folder, self.transform = Path(root) / split, transform
         if not self.folder.is_dir():
             raise MissingError(f"no ImageNet at {self.folder}: set paths.imagenet=ROOT; {TREE}")

@@ -1,4 +1,4 @@
-"""Scenes composed from scikit-learn's handwritten digits: the embedded data set of the mini scale.
+"""Scenes composed from the UCI repository's handwritten digits: the embedded data set of the mini scale.
 
 One generator yields everything that the tasks of this project ask for: an image, its class (the digit of the
 nearest object), a semantic mask, boxes and a depth map. Scene ``i`` of a split is a pure function of
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+DIGITS = Path(__file__).with_name("digits.npz")
 SIDE = 96
 GENERATOR = 1  # raise when scenes change: rows of other scenes are no longer the same run
 NUM_CLASSES = 10
@@ -66,10 +68,8 @@ class _Object:
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    return (data.images / 16.0).astype(np.float32), data.target.astype(np.int64)
+    with np.load(DIGITS) as data:  # images of 0 to 16, as the data set of the UCI repository has them
+        return (data["images"] / 16.0).astype(np.float32), data["labels"].astype(np.int64)
 
 
 @lru_cache(maxsize=2)
@@ -201,14 +201,26 @@ class SceneSegmentation(Dataset[tuple[Any, torch.Tensor]]):
 
     classes: ClassVar[tuple[str, ...]] = ("background", *(str(d) for d in range(NUM_CLASSES)))
     palette: ClassVar[tuple[tuple[int, int, int], ...]] = (
-        (0, 0, 0), (230, 25, 75), (60, 180, 75), (255, 225, 25), (67, 99, 216), (245, 130, 49), (145, 30, 180),
-        (66, 212, 244), (240, 50, 230), (191, 239, 69), (250, 190, 212),
-    )  # fmt: skip
+        (0, 0, 0),
+        (230, 25, 75),
+        (60, 180, 75),
+        (255, 225, 25),
+        (67, 99, 216),
+        (245, 130, 49),
+        (145, 30, 180),
+        (66, 212, 244),
+        (240, 50, 230),
+        (191, 239, 69),
+        (250, 190, 212),
+    )
 
     def __init__(
-        self, split: str, length: int, seed: int = 0,
+        self,
+        split: str,
+        length: int,
+        seed: int = 0,
         transform: Callable[[Image.Image, torch.Tensor], tuple[Any, torch.Tensor]] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.split, self.length, self.seed, self.transform = split, length, seed, transform
 
     def __len__(self) -> int:

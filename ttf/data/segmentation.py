@@ -261,18 +261,23 @@ class Augmentation:
     """
 
     def __init__(
-        self, crop: tuple[int, int], shorter: int, mean: tuple[float, ...] = (0.5,) * 3,
+        self,
+        crop: tuple[int, int],
+        shorter: int,
+        mean: tuple[float, ...] = (0.5,) * 3,
         std: tuple[float, ...] = (0.5,) * 3,
-    ) -> None:  # fmt: skip
+    ) -> None:
         sides = list(range(shorter // 2, 2 * shorter + 1))
-        self.steps = v2.Compose([
-            v2.RandomShortestSize(sides, max_size=4 * sides[-1]),
-            v2.RandomHorizontalFlip(),
-            v2.RandomPhotometricDistort(),
-            v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
-            v2.Normalize(mean, std),
-            v2.RandomCrop(crop, pad_if_needed=True, fill={tv_tensors.Image: 0.0, tv_tensors.Mask: IGNORED}),
-        ])  # fmt: skip
+        self.steps = v2.Compose(
+            [
+                v2.RandomShortestSize(sides, max_size=4 * sides[-1]),
+                v2.RandomHorizontalFlip(),
+                v2.RandomPhotometricDistort(),
+                v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
+                v2.Normalize(mean, std),
+                v2.RandomCrop(crop, pad_if_needed=True, fill={tv_tensors.Image: 0.0, tv_tensors.Mask: IGNORED}),
+            ]
+        )
 
     def __call__(self, image: Image.Image, mask: Tensor) -> tuple[Tensor, Tensor]:
         pixels, labels = self.steps(tv_tensors.Image(v2.functional.pil_to_tensor(image)), tv_tensors.Mask(mask.byte()))

@@ -73,8 +73,10 @@ class DiffRate(Method):
         members = group_sums(index, ones, matching.kept.shape[1])
         return AssignmentReduction(
             sizes=_grown(view.masses, matching, index, similarity),
-            kept=matching.kept, index=index, weight=mean_weights(index, ones, members),
-        )  # fmt: skip
+            kept=matching.kept,
+            index=index,
+            weight=mean_weights(index, ones, members),
+        )
 
 
 def _merge_tail(x: Tensor, order: Tensor, head: int, prefix: int) -> tuple[Matching, Tensor]:

@@ -167,7 +167,7 @@ def matrices(
         keep_rate: share of patch tokens that become centres, mean over the layers.
         prune_rate: share that is pruned.
         decay: how much less each layer's ranks count than those of the one before.
-    """  # fmt: skip
+    """
     normalised = {block: normalised_ranks(rank, block, decay) for block, rank in ranks.items()}
     limits = thresholds(normalised.values(), keep_rate, prune_rate)
     return {block: layer_matrices(rank, limits, columns, prefix) for block, rank in normalised.items()}

@@ -14,9 +14,7 @@ from ttf.ops.reduction import MatrixReduction
 
 def slimming_network(channels: int, hidden: int, tokens: int) -> nn.Sequential:
     """LayerNorm, Linear, GELU, Linear: (B, n, channels) to (B, n, tokens), freshly initialised."""
-    return nn.Sequential(
-        nn.LayerNorm(channels), nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, tokens)
-    )  # fmt: skip
+    return nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, tokens))
 
 
 def slimming_weights(x: Tensor, network: nn.Module, scale: Tensor | float) -> Tensor:

@@ -62,10 +62,18 @@ class LVViT(ClassTokenModel):
     """
 
     def __init__(
-        self, img_size: int = 224, num_classes: int = 1000, width: int = 384, depth: int = 16, heads: int = 6,
-        mlp_ratio: float = 3.0, skip_lam: float = 2.0, stem_width: int = 64, drop_path: float = 0.0,
+        self,
+        img_size: int = 224,
+        num_classes: int = 1000,
+        width: int = 384,
+        depth: int = 16,
+        heads: int = 6,
+        mlp_ratio: float = 3.0,
+        skip_lam: float = 2.0,
+        stem_width: int = 64,
+        drop_path: float = 0.0,
         crop_pct: float = 0.9,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(img_size, num_classes, crop_pct)
         rows, columns = self.grid((img_size, img_size))
         self.patch_embed = Stem(width, stem_width)

@@ -41,10 +41,13 @@ class Bottleneck(nn.Module):
 def stem(width: int, hidden: int = 64) -> nn.Sequential:
     """Images (B, 3, H, W) to a feature map (B, width, H/4, W/4)."""
     return nn.Sequential(
-        nn.Conv2d(3, hidden, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(),
+        nn.Conv2d(3, hidden, 7, stride=2, padding=3, bias=False),
+        nn.BatchNorm2d(hidden),
+        nn.ReLU(),
         nn.MaxPool2d(3, stride=2, padding=1),
-        Bottleneck(hidden, hidden, MIDDLE), Bottleneck(MIDDLE, hidden, width),
-    )  # fmt: skip
+        Bottleneck(hidden, hidden, MIDDLE),
+        Bottleneck(MIDDLE, hidden, width),
+    )
 
 
 def start_points(side: int, count: int) -> Tensor:
@@ -82,9 +85,15 @@ class SamplingLayer(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, mlp_ratio: float, position_layer: nn.Module, gamma: float = 1.0,
-        last: bool = False, drop_path: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        position_layer: nn.Module,
+        gamma: float = 1.0,
+        last: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
         super().__init__()
         self.gamma = gamma
         self.transformer_layer = block(width, heads, mlp_ratio, drop_path)
@@ -134,9 +143,18 @@ class PSViT(ClassTokenModel):
     point_coord: Tensor
 
     def __init__(
-        self, img_size: int = 224, num_classes: int = 1000, count: int | None = None, width: int = 384, heads: int = 6,
-        mlp_ratio: float = 3.0, sampling: int = 4, depth: int = 10, gamma: float = 1.0, drop_path: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        img_size: int = 224,
+        num_classes: int = 1000,
+        count: int | None = None,
+        width: int = 384,
+        heads: int = 6,
+        mlp_ratio: float = 3.0,
+        sampling: int = 4,
+        depth: int = 10,
+        gamma: float = 1.0,
+        drop_path: float = 0.0,
+    ) -> None:
         super().__init__(img_size, num_classes)
         self.count = count or super().grid((img_size, img_size))[0]
         self.register_buffer("point_coord", start_points(img_size // STEM_STRIDE, self.count))

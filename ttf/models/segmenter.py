@@ -66,9 +66,15 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, grid: Grid, width: int, depth: int, heads: int, drop_path: float = 0.0, patch: int = PATCH,
+        self,
+        grid: Grid,
+        width: int,
+        depth: int,
+        heads: int,
+        drop_path: float = 0.0,
+        patch: int = PATCH,
         mlp_ratio: float = 4.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.grid, self.patch = grid, patch
         self.patch_embed: nn.Module = Patches(width, patch)
@@ -152,9 +158,17 @@ class Segmenter(nn.Module):
     """
 
     def __init__(
-        self, img_size: int | Sequence[int] = 512, num_classes: int = 150, width: int = 192, depth: int = 12,
-        heads: int = 3, decoder_depth: int = 2, drop_path: float = 0.0, patch: int = PATCH, mlp_ratio: float = 4.0,
-    ) -> None:  # fmt: skip
+        self,
+        img_size: int | Sequence[int] = 512,
+        num_classes: int = 150,
+        width: int = 192,
+        depth: int = 12,
+        heads: int = 3,
+        decoder_depth: int = 2,
+        drop_path: float = 0.0,
+        patch: int = PATCH,
+        mlp_ratio: float = 4.0,
+    ) -> None:
         super().__init__()
         height, columns = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         if height % patch or columns % patch or min(height, columns) < patch:
@@ -164,9 +178,12 @@ class Segmenter(nn.Module):
         self.encoder = Encoder(grid, width, depth, heads, drop_path, patch, mlp_ratio)
         self.decoder = MaskDecoder(width, num_classes, decoder_depth)
         self.pretrained_cfg = {
-            "input_size": (3, height, columns), "num_classes": num_classes, "mean": HALF, "std": HALF,
+            "input_size": (3, height, columns),
+            "num_classes": num_classes,
+            "mean": HALF,
+            "std": HALF,
             "interpolation": "bilinear",
-        }  # fmt: skip
+        }
         self.apply(initialise)
         for table in (self.encoder.cls_token, self.encoder.pos_embed, self.decoder.cls_emb):
             trunc_normal_(table, std=0.02)

@@ -145,9 +145,17 @@ class T2TViT(ClassTokenModel):
     """
 
     def __init__(
-        self, img_size: int = 224, num_classes: int = 1000, layer: TokenLayer = "performer", width: int = 384,
-        depth: int = 14, heads: int = 6, mlp_ratio: float = 3.0, token_width: int = 64, drop_path: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        img_size: int = 224,
+        num_classes: int = 1000,
+        layer: TokenLayer = "performer",
+        width: int = 384,
+        depth: int = 14,
+        heads: int = 6,
+        mlp_ratio: float = 3.0,
+        token_width: int = 64,
+        drop_path: float = 0.0,
+    ) -> None:
         super().__init__(img_size, num_classes)
         if layer not in TOKEN_LAYERS:
             raise ValueError(f"layer must be one of {', '.join(TOKEN_LAYERS)}, got {layer!r}")

@@ -44,9 +44,17 @@ def vit_mini(num_classes: int = 10, **kwargs) -> VisionTransformer:
         **kwargs: passed on to timm's ``VisionTransformer``.
     """
     model = VisionTransformer(
-        img_size=96, patch_size=8, embed_dim=96, depth=12, num_heads=3, mlp_ratio=3, num_classes=num_classes,
-        embed_layer=ConvStem, weight_init="jax", **kwargs,
-    )  # fmt: skip
+        img_size=96,
+        patch_size=8,
+        embed_dim=96,
+        depth=12,
+        num_heads=3,
+        mlp_ratio=3,
+        num_classes=num_classes,
+        embed_layer=ConvStem,
+        weight_init="jax",
+        **kwargs,
+    )
     cast(Any, model).pretrained_cfg = {**PREPROCESSING, "num_classes": num_classes, "architecture": "vit_mini"}
     return model
 

@@ -34,9 +34,11 @@ NESTS = ("state_dict_ema", "state_dict", "model", "model_state_dict")  # where t
 # beside the tensors old training checkpoints hold the options of the training and numpy numbers, such as the best top-1
 NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
 HARMLESS: list[Any] = [
-    Namespace, np.dtype, *{type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.bool_)},
+    Namespace,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.bool_)},
     *((NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-]  # fmt: skip
+]
 OFFICIAL: dict[str, Callable[[dict[str, Any]], dict[str, Tensor]]] = {"mae_vit_h": mae.from_official}
 PATCHES = "patch_embed.proj.weight"
 _unreachable: list[str] = []  # why the hub could not be reached; a sweep over many models finds out once
@@ -252,9 +254,11 @@ def _local(model: Any, folder: str | Path | None, downloads: str | Path | None) 
 
 
 def load_model(
-    model: Any, checkpoint: str | Path | None = None, folder: str | Path | None = None,
+    model: Any,
+    checkpoint: str | Path | None = None,
+    folder: str | Path | None = None,
     downloads: str | Path | None = None,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """The network of a model config with its trained weights, in evaluation mode.
 
     Args:

@@ -100,9 +100,15 @@ def mapped_attention(
 
 
 def summed_attention(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float = 0.0,
-    rows: ScoreRows = "all", prefix: int = 1,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    dropout: float = 0.0,
+    rows: ScoreRows = "all",
+    prefix: int = 1,
+) -> tuple[Tensor, Tensor]:
     """Attention and the column sums of its map (Eq. 2), of which only a block at a time is ever in memory.
 
     Every block of the map is still in the cache when it is summed and multiplied with v, so the sums cost little more

@@ -40,9 +40,13 @@ class TransformReduction(Reduction):
         cosines = similarity(gather_tokens(units, self.index), units).transpose(1, 2)
         shares = assign(mark_own(cosines, self.index), *self.reading.assignment)
         return DenseReduction(
-            sizes=self.sizes, kept=self.kept, nearest=self.nearest, assignment=shares, mass=self.mass,
+            sizes=self.sizes,
+            kept=self.kept,
+            nearest=self.nearest,
+            assignment=shares,
+            mass=self.mass,
             prefix=self.isolated,
-        )  # fmt: skip
+        )
 
     def retained(self, recovery: Recovery) -> Reduction:
         kept = super().retained(recovery)

@@ -91,9 +91,13 @@ def novelty(scores: Tensor, cosines: Tensor, tokens: slice = slice(None)) -> Ten
 
 
 def informative(
-    parts: tuple[Tensor, ...], scores: Tensor, m: int, prefix: int, redundancy: bool,
+    parts: tuple[Tensor, ...],
+    scores: Tensor,
+    m: int,
+    prefix: int,
+    redundancy: bool,
     similar: Callable[..., Tensor] = mean_cosines,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """The informative tokens, all prefix tokens among them, and how similar all tokens are to them.
 
     Args:

@@ -87,10 +87,16 @@ def settings(cfg: DictConfig) -> Row:
         ValueError: options of the method or schedule that do not exist or are out of their range.
     """
     return {
-        "schema": SCHEMA, "task": cfg.task.name, "data_set": data_settings(cfg), "model": model_settings(cfg),
-        **compression_settings(reduction(cfg)), "dtype": cfg.dtype, "limit": cfg.limit, "seed": cfg.seed,
+        "schema": SCHEMA,
+        "task": cfg.task.name,
+        "data_set": data_settings(cfg),
+        "model": model_settings(cfg),
+        **compression_settings(reduction(cfg)),
+        "dtype": cfg.dtype,
+        "limit": cfg.limit,
+        "seed": cfg.seed,
         "on_bad_image": cfg.on_bad_image,
-    }  # fmt: skip
+    }
 
 
 def key_of(config: Row) -> str:

@@ -147,12 +147,22 @@ class Run:
         found = self.task.outcomes(model, compression, baseline_of(config), self._words())
         self.images = found.images
         return {
-            "schema": SCHEMA, "id": signature(config), "key": key_of(config), "title": self._title(), "config": config,
-            "experiments": names, "metrics": self.task.metrics(found.images), **costs, "images": found.count,
-            "bad_images": found.bad, "preprocessing": how, **provenance(self.device, self.dtype),
-            "throughput": self._throughput(model), "command": " ".join(["python", "scripts/eval.py", *given]),
+            "schema": SCHEMA,
+            "id": signature(config),
+            "key": key_of(config),
+            "title": self._title(),
+            "config": config,
+            "experiments": names,
+            "metrics": self.task.metrics(found.images),
+            **costs,
+            "images": found.count,
+            "bad_images": found.bad,
+            "preprocessing": how,
+            **provenance(self.device, self.dtype),
+            "throughput": self._throughput(model),
+            "command": " ".join(["python", "scripts/eval.py", *given]),
             "seconds": round(time.time() - begin, 1),
-        }  # fmt: skip
+        }
 
     def _title(self) -> str:
         """Its line in tables: the experiment's, else the method's name."""

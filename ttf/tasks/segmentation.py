@@ -104,9 +104,14 @@ class Segmentation(Task):
     name = "seg"
 
     def __init__(
-        self, data: Any, model: nn.Module | None = None, *, inference: Inference | None = None, batch_size: int = 4,
+        self,
+        data: Any,
+        model: nn.Module | None = None,
+        *,
+        inference: Inference | None = None,
+        batch_size: int = 4,
         **options: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.inference = replace(inference or Inference(), batch_size=batch_size)
         super().__init__(data, model, batch_size=batch_size, **options)
         if self.workers:

@@ -121,9 +121,12 @@ def training_batches(data: Dataset[Any], batches: Batches) -> Iterator[list[Tens
     """The micro batches of one process, in order. Raises ``ValueError`` naming an image that cannot be read."""
     recipe = batches.recipe
     loader = DataLoader(
-        Seeded(data, recipe.seed), batch_sampler=batches, num_workers=recipe.workers, collate_fn=_collate,
+        Seeded(data, recipe.seed),
+        batch_sampler=batches,
+        num_workers=recipe.workers,
+        collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
-    )  # fmt: skip
+    )
     return map(_readable, loader)
 
 

@@ -69,10 +69,18 @@ class Trainer:
     """
 
     def __init__(
-        self, objective: nn.Module, train: Any, test: Any, recipe: Recipe, folder: Path, *,
-        engine: Accelerator | None = None, mixing: Mixing | None = None, report: Report | None = None,
+        self,
+        objective: nn.Module,
+        train: Any,
+        test: Any,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        engine: Accelerator | None = None,
+        mixing: Mixing | None = None,
+        report: Report | None = None,
         score: Score | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.engine = engine or make_engine(recipe.precision)
         self.train, self.test, self.recipe, self.score = train, test, recipe, score or Top1()
         self.folder, self.state, self.mixing, self.report = folder, StateFolder(folder / "state"), mixing, report

@@ -188,9 +188,16 @@ class FineTuning:
         main = self.engine.is_main_process
         report = reporter(self.cfg.logger, self.cfg.name, self.run_id, self.identity) if main else None
         trainer = Trainer(
-            self.objective, self.train, self.test, self.recipe, self.folder,
-            engine=self.engine, mixing=self._mixing(), report=report, score=self.kind.score,
-        )  # fmt: skip
+            self.objective,
+            self.train,
+            self.test,
+            self.recipe,
+            self.folder,
+            engine=self.engine,
+            mixing=self._mixing(),
+            report=report,
+            score=self.kind.score,
+        )
         trainer.resume()
         rows = trainer.fit()
         outcome = summary({**before, "finetuned": self._outcomes()}, self.kind.score, rows[-1])

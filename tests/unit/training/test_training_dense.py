@@ -21,7 +21,7 @@ from ttf.training.kinds import kind_of
 from ttf.training.loop import make_engine
 from ttf.training.run import FineTuning
 
-CONFIGS = str(Path(__file__).parents[2] / "configs")
+CONFIGS = str(Path(__file__).parents[3] / "configs")
 
 
 @pytest.fixture

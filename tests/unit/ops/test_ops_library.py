@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import ttf
-from tests.unit.operator_calls import BROKEN, CALLS, heads, layer
+from tests.unit.ops.operator_calls import BROKEN, CALLS, heads, layer
 from ttf.methods import LayerView, TokenTransform
 from ttf.ops import attention, backend, native
 

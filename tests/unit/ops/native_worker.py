@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from tests.unit.operator_calls import BROKEN, CALLS, heads, layer
+from tests.unit.ops.operator_calls import BROKEN, CALLS, heads, layer
 
 ATTENTION = ((1, 0), (1, 1), (2, 1), (2, 3), (3, 17), (1, 70), (2, 513), (1, 1601))  # images, tokens
 TRANSFORM = ((0, 5), (1, 1), (2, 3), (3, 17), (4, 63), (1, 300), (2, 517))

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.unit import kernels_worker
+from tests.unit.ops import kernels_worker
 from ttf.ops import transform
 from ttf.ops.kernels.fused import attention_with_lse
 from ttf.ops.reduction import DenseReduction, gather_tokens

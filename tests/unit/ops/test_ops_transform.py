@@ -206,8 +206,11 @@ def test_down_applies_the_matrix(case: Case) -> None:
 def _placed(case: Case, order: Tensor) -> Tensor:
     """W of the permuted layer, (B, N, N): the row of an informative token and all columns at their old places."""
     view = case.view
-    take = {name: value[:, order] for name in ("x", "sizes", "scores", "keys", "normed")
-            if (value := getattr(view, name)) is not None}  # fmt: skip
+    take = {
+        name: value[:, order]
+        for name in ("x", "sizes", "scores", "keys", "normed")
+        if (value := getattr(view, name)) is not None
+    }
     reduction = replace(case, view=replace(view, **take)).reduce()
     assert reduction.kept is not None
     placed = torch.zeros(view.x.shape[0], order.numel(), order.numel())

@@ -17,7 +17,7 @@ from ttf.results.rows import plain
 from ttf.results.store import SCHEMA, Row, signature
 from ttf.tasks.identity import KNOWN_LATER, key_of, settings
 
-ROWS = Path(__file__).parents[2] / "results" / "rows"
+ROWS = Path(__file__).parents[3] / "results" / "rows"
 SAMPLE = 6
 
 

@@ -16,9 +16,16 @@ from ttf.training.loop import make_engine
 from ttf.training.state import StateFolder
 
 QUICK = {
-    "epochs": None, "steps": 6, "batch_size": 4, "lr": 1e-3, "min_lr": 1e-5, "weight_decay": 0.05, "warmup_steps": 2,
-    "eval_every": 3, "workers": 0,
-}  # fmt: skip
+    "epochs": None,
+    "steps": 6,
+    "batch_size": 4,
+    "lr": 1e-3,
+    "min_lr": 1e-5,
+    "weight_decay": 0.05,
+    "warmup_steps": 2,
+    "eval_every": 3,
+    "workers": 0,
+}
 
 
 def _trainer(folder, mixing=None, model=None, **changes):
@@ -130,10 +137,19 @@ def test_only_matrices_decay():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"steps": 0}, {"batch_size": 0}, {"eval_every": 0}, {"accumulate": 0}, {"min_lr": 0.2}, {"epochs": 3},
-        {"steps": None}, {"mode": "test"}, {"precision": "int8"}, {"clip_grad": 0}, {"lr_reference_batch": 0},
+        {"steps": 0},
+        {"batch_size": 0},
+        {"eval_every": 0},
+        {"accumulate": 0},
+        {"min_lr": 0.2},
+        {"epochs": 3},
+        {"steps": None},
+        {"mode": "test"},
+        {"precision": "int8"},
+        {"clip_grad": 0},
+        {"lr_reference_batch": 0},
     ],
-)  # fmt: skip
+)
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=r"train\."):
         Recipe(**{**QUICK, **wrong})

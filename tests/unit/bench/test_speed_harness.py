@@ -28,7 +28,7 @@ from ttf.schedule import KeepRatio, RemovePerBlock
 
 Tiny = Callable[..., VisionTransformer]
 Images = Callable[..., Tensor]
-RESULTS = Path(__file__).parents[2] / "results"
+RESULTS = Path(__file__).parents[3] / "results"
 SIZES = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
 NETWORK = {"_target_": "timm.create_model", "model_name": "vit_tiny_patch16_224", **SIZES}
 

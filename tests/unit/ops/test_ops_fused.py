@@ -32,9 +32,15 @@ def _view(seed: int, batch: int, tokens: int, prefix: int, with_sizes: bool, fea
 
 
 @given(
-    st.integers(0, 999), st.integers(1, 3), st.integers(6, 40), st.integers(0, 2), st.booleans(), st.booleans(),
-    st.sampled_from(["zero", "mask"]), st.integers(1, 400),
-)  # fmt: skip
+    st.integers(0, 999),
+    st.integers(1, 3),
+    st.integers(6, 40),
+    st.integers(0, 2),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["zero", "mask"]),
+    st.integers(1, 400),
+)
 def test_blocks_give_what_the_plain_operators_give(
     seed: int, batch: int, tokens: int, prefix: int, with_sizes: bool, isolate: bool, gate: str, block: int
 ) -> None:

@@ -21,9 +21,13 @@ from ttf.models.weights import at_hand, load_model, save_weights
 transformers: Any = pytest.importorskip("transformers", reason="needs transformers: pip install 'ttf[hf]'")
 
 SMALL = {
-    "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": 32,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "image_size": 32,
     "patch_size": 8,
-}  # fmt: skip
+}
 PROCESSOR = {"size": {"height": 32, "width": 32}}
 
 

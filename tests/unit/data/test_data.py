@@ -114,8 +114,9 @@ def test_the_whole_of_imagenet_is_accepted(extracted):
     data = ImageNetFolder(root)
     assert len(data) == 2000
     assert [(path.name, label) for path, label in data.samples[2:4]] == [
-        ("ILSVRC2012_val_00000003.JPEG", 1), ("ILSVRC2012_val_00000004.JPEG", 1)
-    ]  # fmt: skip
+        ("ILSVRC2012_val_00000003.JPEG", 1),
+        ("ILSVRC2012_val_00000004.JPEG", 1),
+    ]
     extracted("train")
     assert len(ImageNetFolder(root, "train", complete=True)) == 2000
 

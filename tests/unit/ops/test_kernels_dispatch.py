@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from tests.unit import kernels_worker
+from tests.unit.ops import kernels_worker
 from ttf.ops import backend
 from ttf.ops.kernels import HAS_TRITON
 
@@ -67,9 +67,13 @@ def test_a_model_with_kernels_gives_the_same_answer() -> None:
     assert run.returncode == 0, run.stderr[-2000:]
     both = "['column_sums', 'transform_down']"
     assert run.stdout.splitlines() == [
-        "{} auto []", f"{{}} triton {both}",
-        "{'preset': 'paper'} auto []", f"{{'preset': 'paper'}} triton {both}",
-        "{'gate': 'mask'} auto []", f"{{'gate': 'mask'}} triton {both}",
-        "{'selection': 'pool'} auto []", "{'selection': 'pool'} triton ['column_sums']",
+        "{} auto []",
+        f"{{}} triton {both}",
+        "{'preset': 'paper'} auto []",
+        f"{{'preset': 'paper'}} triton {both}",
+        "{'gate': 'mask'} auto []",
+        f"{{'gate': 'mask'}} triton {both}",
+        "{'selection': 'pool'} auto []",
+        "{'selection': 'pool'} triton ['column_sums']",
         "gradient []",
-    ]  # fmt: skip
+    ]

@@ -34,7 +34,7 @@ DEFINITIONS = {
     "vit_ti_augreg": {"_target_": "timm.create_model", **TIMM},
 }
 LV_FILE = "lvvit_s-26M-224-83.3.pth.tar"
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def _config(name, **changes):
@@ -89,10 +89,15 @@ def test_training_checkpoints_with_options_and_numpy_numbers(tmp_path, network, 
     network(torch.zeros(1, 4)).sum().backward()
     optimizer.step()
     content = {
-        "epoch": 299, "arch": "t2t_vit_14", "state_dict": network.state_dict(), "optimizer": optimizer.state_dict(),
+        "epoch": 299,
+        "arch": "t2t_vit_14",
+        "state_dict": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
         "args": Namespace(lr=np.float64(1e-3), opt="adamw", betas=[0.9, np.float32(0.999)], model_ema=True),
-        "metric": np.float64(81.5), "best_epoch": np.int64(298), "amp_scaler": {"scale": 65536.0},
-    }  # fmt: skip
+        "metric": np.float64(81.5),
+        "best_epoch": np.int64(298),
+        "amp_scaler": {"scale": 65536.0},
+    }
     torch.save(content, tmp_path / "w.pth.tar", _use_new_zipfile_serialization=False)
     written = (tmp_path / "w.pth.tar").read_bytes()
     (tmp_path / "w.pth.tar").write_bytes(written.replace(b"numpy._core.", f"{core}.".encode()))

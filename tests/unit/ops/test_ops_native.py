@@ -38,9 +38,15 @@ def _sizes(seed: int, batch: int, tokens: int) -> Tensor:
 @example(0, 2, 6, 197, 64, 2.0, True, 1)
 @example(0, 1, 2, 1601, 64, 2.0, False, 0)  # several blocks of queries
 @given(
-    Seeds, st.integers(1, 3), st.integers(1, 3), st.integers(1, 70), st.sampled_from([1, 3, 8, 17]),
-    st.sampled_from([0.1, 1.0, 4.0]), st.booleans(), st.integers(0, 2),
-)  # fmt: skip
+    Seeds,
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 70),
+    st.sampled_from([1, 3, 8, 17]),
+    st.sampled_from([0.1, 1.0, 4.0]),
+    st.booleans(),
+    st.integers(0, 2),
+)
 def test_attention_and_column_sums_keep_the_contract(
     seed: int, batch: int, heads: int, tokens: int, dim: int, gain: float, biased: bool, first: int
 ) -> None:
@@ -83,14 +89,31 @@ def _exactly(method: TokenTransform, view: LayerView, keep: int) -> Reduction:
 @example(1, 1, 1300, 64, 1, False, False, "mask", "redundancy", 150.0, 0.7)  # the threads share an image
 @example(2, 1, 700, 64, 1, True, False, "zero", "informative", 150.0, 0.3)
 @given(
-    Seeds, st.integers(1, 4), st.integers(4, 60), st.sampled_from([3, 8, 33]), st.integers(0, 2), st.booleans(),
-    st.booleans(), st.sampled_from(["zero", "mask"]), st.sampled_from(["redundancy", "informative"]),
-    st.sampled_from([1.0, 30.0, 150.0]), st.floats(0.1, 1.0),
-)  # fmt: skip
+    Seeds,
+    st.integers(1, 4),
+    st.integers(4, 60),
+    st.sampled_from([3, 8, 33]),
+    st.integers(0, 2),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["zero", "mask"]),
+    st.sampled_from(["redundancy", "informative"]),
+    st.sampled_from([1.0, 30.0, 150.0]),
+    st.floats(0.1, 1.0),
+)
 def test_transform_keeps_the_contract(
-    seed: int, batch: int, tokens: int, channels: int, prefix: int, sized: bool, isolate: bool, gate: str,
-    selection: str, tau: float, ratio: float,
-) -> None:  # fmt: skip
+    seed: int,
+    batch: int,
+    tokens: int,
+    channels: int,
+    prefix: int,
+    sized: bool,
+    isolate: bool,
+    gate: str,
+    selection: str,
+    tau: float,
+    ratio: float,
+) -> None:
     view = _view(seed, batch, tokens, channels, prefix, sized)
     keep = min(tokens, prefix + max(1, int(ratio * (tokens - prefix))))
     method = TokenTransform(isolate=isolate, gate=gate, selection=selection, tau=tau)

@@ -12,7 +12,7 @@ import pytest
 from ttf.ops.native import build
 
 CHECKS = ("-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def _runtimes(cxx: str) -> list[str]:
@@ -44,7 +44,7 @@ def test_nothing_is_read_or_written_outside(checked: tuple[Path, list[str]]) -> 
     library, runtimes = checked
     checks = {"LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
     environment = {**os.environ, **checks, "TTF_NATIVE": "0"}
-    command = [sys.executable, "-m", "tests.unit.native_worker", str(library)]
+    command = [sys.executable, "-m", "tests.unit.ops.native_worker", str(library)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT)
     said = run.stdout + run.stderr
     assert run.returncode == 0 and "Sanitizer" not in said and "runtime error" not in said, said[-4000:]

@@ -23,7 +23,7 @@ from ttf.data.transforms import preprocessing
 from ttf.models.download import TABLE, Published, fetch, published
 from ttf.models.weights import NESTS
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "model"
+CONFIGS = Path(__file__).parents[3] / "configs" / "model"
 CONTENT = bytes(range(1, 251)) * 20_000  # 5 MB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 

@@ -19,7 +19,7 @@ from ttf.tasks import Classification, Segmentation
 from ttf.tasks.run import execute
 from ttf.tasks.windows import Inference
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def _model(name: str) -> Any:

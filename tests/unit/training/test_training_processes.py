@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tests.unit.training_worker import main
+from tests.unit.training.training_worker import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_two_processes_give_the_weights_of_one(tmp_path):
@@ -21,7 +21,7 @@ def test_two_processes_give_the_weights_of_one(tmp_path):
     In float32 the same sums differ by 1e-7, which AdamW turns into whole steps where the true gradient is zero
     (biases of keys): that would compare the rounding, not the gradients.
     """
-    worker = [str(ROOT / "tests" / "unit" / "training_worker.py"), str(tmp_path / "two"), "1"]
+    worker = [str(ROOT / "tests" / "unit" / "training" / "training_worker.py"), str(tmp_path / "two"), "1"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *worker]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(launch, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)

@@ -22,9 +22,13 @@ def _row(seed: int) -> Row:
     config = {"schema": SCHEMA, "task": "cls", "seed": seed, "data": "d", "weights": "w"}
     called = [{"name": f"table6/{seed}", "overrides": [], "title": str(seed)}]
     return {
-        "schema": SCHEMA, "id": signature(config), "key": key_of(config), "config": config, "experiments": called,
+        "schema": SCHEMA,
+        "id": signature(config),
+        "key": key_of(config),
+        "config": config,
+        "experiments": called,
         "title": str(seed),
-    }  # fmt: skip
+    }
 
 
 def _outcomes(seed: int) -> dict[str, Tensor]:
