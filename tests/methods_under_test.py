@@ -9,21 +9,28 @@ from torch import Tensor, nn
 
 from ttf.calibration import calibrate
 from ttf.methods import LayerView, Method, build
+from ttf.methods.algm import ALGM
+from ttf.methods.atc import ATC
 from ttf.methods.ats import ATS
 from ttf.methods.diffrate import DiffRate
+from ttf.methods.divprune import DivPrune
 from ttf.methods.dpc_knn import DpcKnn
 from ttf.methods.evit import EViT
 from ttf.methods.hourglass import Hourglass
 from ttf.methods.k_medoids import KMedoids
+from ttf.methods.mctf import MCTF
+from ttf.methods.pitome import PiToMe
 from ttf.methods.ppt import PPT
 from ttf.methods.prumerge import PruMerge
 from ttf.methods.prune_and_merge import PruneAndMerge, matrices
 from ttf.methods.random_pruning import RandomPruning
+from ttf.methods.tofu import ToFu
 from ttf.methods.token_transform import TokenTransform
 from ttf.methods.tome import ToMe
 from ttf.methods.top_k import TopK
 from ttf.methods.tps import TPS
 from ttf.methods.uniform import UniformPool, UniformStride
+from ttf.methods.visionzip import VisionZip
 
 Rows = Literal["one", "at most one", "any"]
 
@@ -79,6 +86,17 @@ CASES = [
     MethodCase("ppt, some images pooled", PPT(threshold=2e-3), "one", True, False, None),
     MethodCase("ppt, all images pooled", PPT(mode="pool"), "one", True, False, None),
     MethodCase("diffrate", DiffRate(), "one", True, True, 0),
+    # pairs by position, as tome
+    MethodCase("mctf", MCTF(), "one", True, False, None),
+    MethodCase("mctf, one way", MCTF(0.0, 5.0, 10.0, False, "sizes"), "one", True, False, None),
+    MethodCase("pitome", PiToMe(), "one", True, True, None),  # at most half of the patches can go
+    MethodCase("pitome, protected", PiToMe(unprotected="none", proportional=True), "one", True, True, None),
+    MethodCase("tofu", ToFu("longest"), "any", True, False, None),
+    MethodCase("tofu, prune", ToFu(), "one", True, False, None),
+    MethodCase("atc", ATC(), "one", True, True, 0),
+    MethodCase("atc, complete", ATC("complete"), "one", True, True, 0),
+    MethodCase("algm", ALGM(-1.0), "one", True, False, None, alone=False),  # counts are those of the batch
+    MethodCase("algm, by keep", ALGM(None), "one", True, False, None),
     MethodCase("hourglass", Hourglass(), "one", False, False, None),
     MethodCase("hourglass, sharp and local", Hourglass(temperature=1.0, window=3), "one", False, False, None),
     MethodCase("prumerge", PruMerge(), "any", False, True, 0),
@@ -86,6 +104,8 @@ CASES = [
     # outliers are counted over the whole batch, by definition
     MethodCase("prumerge, outliers", PruMerge(outliers=True), "any", False, True, None, alone=False),
     MethodCase("prumerge, plus, outliers", PruMerge(True, True), "any", False, False, None, alone=False),
+    MethodCase("visionzip", VisionZip(2), "any", True, False, 0),  # targets by position
+    MethodCase("divprune", DivPrune(), "one", True, True, 0),
     MethodCase("prune_and_merge", None, "any", True, False, None),
     MethodCase("dpc_knn", DpcKnn(), "at most one", True, True, 0),
     MethodCase("dpc_knn, class attention", DpcKnn(weights="class"), "at most one", True, True, 0),

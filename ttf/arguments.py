@@ -73,6 +73,7 @@ class Arguments:
         host, depth = self._placed(host), host.first + len(blocks_of(model, host))
         recovery, schedule = _recovery(self.recover), self._schedule(host, depth)
         schedule.check(depth)
+        method.check(depth)
         check_whole(schedule, host.first, depth)
         if isinstance(schedule, Late) and (recovery is not None or not host.reads_class_token(model)):
             raise ValueError(

@@ -157,6 +157,45 @@ class RemovePerBlock:
 
 
 @dataclass(frozen=True)
+class RemoveShare:
+    """Remove a share of the tokens in every block (or in the given ones), never more than half of the patch tokens.
+
+    Of n tokens floor(n - n ratio) go, in double precision: so PiToMe and ToFu count, and with blocks 3, 6, 9 MCTF.
+
+    Attributes:
+        ratio: keep ratio in (0, 1]; 1 changes nothing.
+        blocks: 0-based, or None for all.
+        counted: how many prefix tokens count among the n (ToFu's class token does, 1), though they stay.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    ratio: float
+    blocks: tuple[int, ...] | None = None
+    counted: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(RemoveShare, vars(self))
+        if not 0.0 < self.ratio <= 1.0:
+            raise ValueError(f"ratio is the share of tokens to keep and must be in (0, 1], got {self.ratio}")
+        if self.counted < 0:
+            raise ValueError(f"counted is a number of prefix tokens and must be >= 0, got {self.counted}")
+
+    def check(self, depth: int) -> None:
+        _check_blocks(self.blocks or (), depth)
+
+    def reduces(self, block: int) -> bool:
+        return (self.blocks is None or block in self.blocks) and self.ratio < 1.0
+
+    def kept(self, block: int, n: int) -> int:
+        if not self.reduces(block):
+            return n
+        tokens = n + self.counted
+        return n - min(math.floor(tokens - tokens * self.ratio), n // 2)
+
+
+@dataclass(frozen=True)
 class Counts:
     """Explicit numbers of patch tokens after given blocks.
 

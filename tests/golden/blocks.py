@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ttf.core.compressed import CompressedAttention
 from ttf.core.exchange import exchange, is_exchanged
-from ttf.core.host import Request
+from ttf.core.host import Attended, Request
 from ttf.core.plan import Place, Plan
 from ttf.hosts.timm_vit import TimmViT
 from ttf.methods import LayerView, Method
@@ -27,8 +27,9 @@ from ttf.ops.attention import Wanted
 from ttf.ops.reduction import Reduction
 from ttf.schedule import Counts
 
-DEFAULT = Path(__file__).parents[3] / "shared" / "golden" / "methods"
-FOLDER = Path(os.environ.get("TTF_GOLDEN_METHODS", DEFAULT))
+DEFAULT = Path(__file__).parents[3] / "shared" / "golden"
+NAMED = os.environ.get("TTF_GOLDEN_METHODS")
+FOLDERS = [Path(name) for name in NAMED.split(":")] if NAMED else [DEFAULT / "methods", DEFAULT / "methods_new"]
 WEIGHT = {"rtol": 0.0, "atol": 2e-5}  # W, scores, sizes
 TOKEN = {"rtol": 0.0, "atol": 1e-4}  # tokens and block outputs
 
@@ -41,9 +42,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 class Case:
     """One case of a file: ``case["x"]`` is a tensor, ``case.settings`` its settings, ``case.kind`` its name's word."""
 
-    def __init__(self, method: str, name: str, settings: dict[str, Any], folder: Path = FOLDER) -> None:
-        self.path, self.name, self.settings = folder / f"{method}.safetensors", name, settings
-        self.method, self.kind = method, re.match(r"[a-z]+", name)[0]
+    def __init__(self, name: str, settings: dict[str, Any], path: Path) -> None:
+        self.path, self.name, self.settings = path, name, settings
+        self.method, self.kind = path.stem, re.match(r"[a-z]+", name)[0]
 
     def __getitem__(self, tensor: str) -> Tensor:
         return _tensors(self.path)[f"{self.name}/{tensor}"]
@@ -65,12 +66,12 @@ class Case:
 
 
 def all_cases() -> list[Case]:
-    """Every case of every file in the folder; none where it is absent."""
+    """Every case of every file in the folders; none where these are absent."""
     found = []
-    for path in sorted(FOLDER.glob("*.safetensors")):
+    for path in sorted(path for folder in FOLDERS for path in folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             settings = json.loads((file.metadata() or {}).get("cases", "{}"))
-        found += [Case(path.stem, name, values) for name, values in settings.items()]
+        found += [Case(name, values, path) for name, values in settings.items()]
     return found
 
 
@@ -91,6 +92,24 @@ def attend(block: Any, x: Tensor, sizes: Tensor | None, wanted: Wanted, prefix: 
         exchange(block.attn, CompressedAttention)
     block.attn.ttf_place = Place(Plan(TopK(), Counts(()), host, prefix, class_token=True))
     return host.attend(block, x, Request(sizes, wanted, prefix), {})
+
+
+def enter(
+    block: Any, x: Tensor, sizes: Tensor | None, method: Method, keep: int
+) -> tuple[LayerView, Reduction, Tensor]:
+    """The first half of a timm block whose tokens are reduced at its entrance: view, Reduction, tokens."""
+    host, found = TimmViT(), list[tuple[LayerView, Reduction]]()
+
+    def reduce(statistics: Attended) -> tuple[Tensor, Reduction]:
+        view = replace(statistics.view(x, 1), sizes=sizes)
+        y, reduction = method(view, keep)
+        found.append((view, reduction))
+        return y, reduction
+
+    exchange(block.attn, CompressedAttention)
+    block.attn.ttf_place = Place(Plan(method, Counts(()), host, 1, class_token=True))
+    y = host.enter(block, x, Request(sizes, method.wanted, 1), {}, reduce)
+    return *found[0], y
 
 
 def feed_forward(block: Any, x: Tensor) -> Tensor:

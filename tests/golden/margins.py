@@ -24,13 +24,18 @@ from copy import copy
 from typing import Any
 
 import torch
+from scipy.cluster.hierarchy import linkage
 from torch import Tensor
 from torch.nn import functional as F
 
 from ttf.methods import LayerView, Method
+from ttf.methods.atc import ATC
 from ttf.methods.diffrate import DiffRate
 from ttf.methods.evit import EViT
+from ttf.methods.mctf import MCTF
+from ttf.methods.pitome import PiToMe
 from ttf.methods.ppt import PPT
+from ttf.methods.tofu import ToFu
 from ttf.methods.tome import ToMe
 from ttf.ops.reduction import gather_tokens
 
@@ -118,13 +123,34 @@ class Clearness:
 
     def note(self, view: LayerView, keep: int) -> None:
         """Take in what ``method`` decides about a layer. The same layer twice is as good as once."""
-        kinds = {ToMe: self._tome, EViT: self._evit, PPT: self._ppt, DiffRate: self._diffrate}
+        kinds = {
+            ToMe: self._tome,
+            EViT: self._evit,
+            PPT: self._ppt,
+            DiffRate: self._diffrate,
+            ToFu: self._tome,
+            ATC: self._atc,
+            PiToMe: self._never,
+            MCTF: self._never,
+        }
         self.smallest = torch.minimum(self.smallest, kinds[type(self.method)](view, keep))
 
     def _tome(self, view: LayerView, keep: int) -> Tensor:
         tokens = view.x.shape[1]
         r = min(tokens - keep, (tokens - view.prefix) // 2)
         return matching(view.keys, r, view.prefix) / DEEP_COSINE
+
+    def _never(self, view: LayerView, keep: int) -> Tensor:
+        """Tokens are put in the order of their scores and paired by place: two of them are always near each other."""
+        return torch.zeros(len(view.x), dtype=torch.float64)
+
+    def _atc(self, view: LayerView, keep: int) -> Tensor:
+        """The gap of the heights at which clusters merge, where the tree is cut."""
+        patches = view.keys[:, view.prefix :]
+        apart, cut = 1 - cosines(patches, patches), view.x.shape[1] - keep
+        upper = torch.triu_indices(apart.shape[1], apart.shape[1], 1)
+        heights = [linkage(image[upper[0], upper[1]].cpu(), self.method.linkage)[:, 2] for image in apart]
+        return torch.tensor([high[cut] - high[cut - 1] for high in heights]) / DEEP_COSINE
 
     def _evit(self, view: LayerView, keep: int) -> Tensor:
         return cut(view.scores[:, view.prefix :].double().log(), keep - view.prefix) / DEEP_SCORE

@@ -1,4 +1,4 @@
-"""Real weights on stored photographs against logits of the official implementations (folder: TTF_GOLDEN_METHODS).
+"""Real weights on stored photographs against logits of the official implementations (folders: TTF_GOLDEN_METHODS).
 
 What a configuration is follows from its name, so other numbers in the names work too.
 
@@ -12,8 +12,9 @@ import json
 import re
 from contextlib import nullcontext
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -23,36 +24,74 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ttf
-from tests.golden.blocks import FOLDER
+from tests.golden.blocks import FOLDERS
 from tests.golden.margins import Clearness, watched
+from ttf.methods.atc import ATC
 from ttf.methods.diffrate import from_counts, published
 from ttf.methods.evit import EViT
+from ttf.methods.mctf import MCTF
+from ttf.methods.pitome import PiToMe
 from ttf.methods.ppt import PPT
+from ttf.methods.tofu import ToFu
 from ttf.methods.tome import ToMe
 from ttf.models.weights import load_model
-from ttf.schedule import KeepRatio, RemovePerBlock
+from ttf.schedule import KeepRatio, RemovePerBlock, RemoveShare
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-INPUTS, STORED = FOLDER / "end_to_end_inputs.safetensors", FOLDER / "end_to_end_vit_tiny.safetensors"
 TOLERANCE = 0.02
-NEAR, OTHER_WAY = 15, 3  # of 100 images: near ties, at most 9 here; those of them that fall the other way
+# Shares of the images: near ties (at most 9 % here), and those of them that may fall the other way. PiToMe and MCTF put
+# tokens into the order of their scores and pair them by place, so that some near tie is in every image.
+NEAR = {"pitome": 1.0, "mctf": 1.0}
+OTHER_WAY = {"pitome": 0.1, "mctf": 0.1}
+INPUTS = "end_to_end_inputs.safetensors"
 BLOCKS = (3, 6, 9)
 INFLECTIONS = {None: 0.0, "decreasing": -1.0, "increasing": 1.0}
 AUTHORS = {"T": "ViT-T-DeiT", "S": "ViT-S-DeiT", "B": "ViT-B-DeiT"}
 
 
-def _contents() -> tuple[list[str], dict[str, Any]]:
-    """The configurations in the file and its metadata, parsed where it is JSON; nothing where there is no file."""
-    if not STORED.is_file():
-        return [], {}
-    with safe_open(STORED, "pt") as file:
-        names = [key.removesuffix("/logits") for key in file.keys() if key.endswith("/logits")]  # noqa: SIM118
+class Stored(NamedTuple):
+    """One file of official logits: its tensors, its metadata (parsed where it is JSON), and the photographs."""
+
+    tensors: dict[str, Tensor]
+    texts: dict[str, Any]
+    pixels: Tensor
+
+
+@cache
+def _stored(folder: Path) -> Stored:
+    """The photographs are in the file, beside it, or in another of the folders."""
+    path = folder / "end_to_end_vit_tiny.safetensors"
+    with safe_open(path, "pt") as file:
         texts = file.metadata() or {}
-    return names, {key: json.loads(text) if text[:1] in "[{" else text for key, text in texts.items()}
+    tensors = load_file(path)
+    inputs = [load_file(at / INPUTS)["pixels"] for at in _places(folder)] if "pixels" not in tensors else []
+    pixels = tensors["pixels"] if "pixels" in tensors else inputs[0]
+    parsed = {key: json.loads(text) if text[:1] in "[{" else text for key, text in texts.items()}
+    return Stored(tensors, parsed, pixels)
 
 
-NAMES, METADATA = _contents()
-ABSENT = f"needs the end-to-end reference data in {FOLDER}"
+def _places(folder: Path) -> list[Path]:
+    return [at for at in (folder, folder.parent / "methods", *FOLDERS) if (at / INPUTS).is_file()]
+
+
+def _names() -> list[tuple[Path, str]]:
+    """Every configuration of every folder that has logits and the photographs to them."""
+    found = []
+    for folder in FOLDERS:
+        path = folder / "end_to_end_vit_tiny.safetensors"
+        if path.is_file():
+            with safe_open(path, "pt") as file:
+                keys = sorted(file.keys())
+            if "pixels" in keys or _places(folder):
+                found += [(folder, key.removesuffix("/logits")) for key in keys if key.endswith("/logits")]
+    return found
+
+
+RUNS = _names()
+ABSENT = f"needs the end-to-end reference data in {FOLDERS}"
+runs = pytest.mark.parametrize(
+    ("folder", "name"), RUNS or [(None, "base")], ids=lambda part: getattr(part, "name", part)
+)
 
 
 def _tome(r: str, scaling: str | None, trend: str | None) -> dict[str, Any]:
@@ -71,11 +110,30 @@ def _ppt(r: str, threshold: str | None, mode: str | None) -> dict[str, Any]:
 
 
 def _diffrate(model: str, target: str) -> dict[str, Any]:
-    if "diffrate_prune_kept" in METADATA:
-        method, schedule = from_counts(METADATA["diffrate_prune_kept"], METADATA["diffrate_merge_kept"])
+    texts = next((_stored(folder).texts for folder, name in RUNS if name == f"diffrate_vit{model}_{target}"), {})
+    if "diffrate_prune_kept" in texts:
+        method, schedule = from_counts(texts["diffrate_prune_kept"], texts["diffrate_merge_kept"])
     else:
         method, schedule = published(AUTHORS[model], float(target))
     return {"method": method, "schedule": schedule}
+
+
+def _pitome(ratio: str) -> dict[str, Any]:
+    return {"method": PiToMe(), "schedule": RemoveShare(float(ratio))}
+
+
+def _tofu(ratio: str) -> dict[str, Any]:
+    return {"method": ToFu(), "schedule": RemoveShare(float(ratio), counted=1)}
+
+
+def _mctf(r: str | None, share: str | None, blocks: str | None) -> dict[str, Any]:
+    places = tuple(range(1, 12)) if blocks is None else tuple(int(digit) for digit in blocks)
+    schedule = RemovePerBlock(int(r), places) if r else RemoveShare(1 - float(share), places)
+    return {"method": MCTF(place="entrance"), "schedule": schedule}
+
+
+def _atc(linkage: Any, r: str) -> dict[str, Any]:
+    return {"method": ATC(linkage), "schedule": RemovePerBlock(int(r) - 1)}  # the patch removes one less than asked for
 
 
 FAMILIES = {
@@ -83,6 +141,10 @@ FAMILIES = {
     r"evit_(\d+)_(fuse|nofuse)": _evit,
     r"ppt_r(\d+)_(?:thr([\d.e+-]+)|(pool|prune)_only)": _ppt,
     r"diffrate_vit([TSB])_([\d.]+)": _diffrate,
+    r"pitome_ratio([\d.]+)": _pitome,
+    r"tofu_ratio([\d.]+)": _tofu,
+    r"mctf_(?:r(\d+)|ratio([\d.]+))(?:_blocks(\d+))?": _mctf,
+    r"atc_(average|complete|single)_r(\d+)": _atc,
 }
 
 
@@ -92,16 +154,6 @@ def configuration(name: str) -> dict[str, Any]:
         if found := re.fullmatch(pattern, name):
             return make(*found.groups())
     raise ValueError(f"configuration {name!r} is of no known family")
-
-
-@pytest.fixture(scope="module")
-def stored() -> dict[str, Tensor]:
-    return load_file(STORED)
-
-
-@pytest.fixture(scope="module")
-def pixels() -> Tensor:
-    return load_file(INPUTS)["pixels"]
 
 
 @pytest.fixture(scope="module")
@@ -125,38 +177,50 @@ def run(model: torch.nn.Module, pixels: Tensor, name: str, dtype: torch.dtype = 
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not NAMES or not INPUTS.is_file(), reason=ABSENT)
-@pytest.mark.parametrize("name", NAMES or ["base"])
-def test_logits(name: str, stored, pixels, model):
-    logits, clearness = run(model, pixels, name)
-    top1, margin = stored[f"{name}/top1"], stored[f"{name}/top1_margin"]
-    off, near = (logits - stored[f"{name}/logits"].float()).abs().amax(1) >= TOLERANCE, clearness < 1
+@pytest.mark.skipif(not RUNS, reason=ABSENT)
+@runs
+def test_logits(folder: Path, name: str, model):
+    stored = _stored(folder)
+    logits, clearness = run(model, stored.pixels, name)
+    images, family = len(logits), name.split("_")[0]
+    top1, margin = stored.tensors[f"{name}/top1"], stored.tensors[f"{name}/top1_margin"]
+    off = (logits - stored.tensors[f"{name}/logits"].float()).abs().amax(1) >= TOLERANCE
+    near = clearness < 1
     assert (off & ~near).nonzero().flatten().tolist() == []
-    assert near.sum() <= NEAR
-    assert off.sum() <= OTHER_WAY
+    assert near.sum() <= NEAR.get(family, 0.15) * images
+    assert off.sum() <= OTHER_WAY.get(family, 0.03) * images
     wrong = (logits.argmax(1) != top1) & ~off
     assert wrong.sum() <= 1
     assert (margin[wrong] < TOLERANCE).all()
-    assert (top1 == stored["labels"]).sum().item() == round(METADATA["top1_percent"][name] / 100 * len(pixels))
+    right = (top1 == stored.tensors["labels"]).sum().item()
+    assert right == round(stored.texts["top1_percent"][name] / 100 * images)
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not NAMES or not INPUTS.is_file(), reason=ABSENT)
-@pytest.mark.parametrize("name", {name.split("_")[0]: name for name in NAMES if name != "base"}.values() or ["base"])
-def test_noise(name: str, pixels, model):
+@pytest.mark.skipif(not RUNS, reason=ABSENT)
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    {run[1].split("_")[0]: run for run in RUNS if run[1] != "base"}.values() or [(None, "base")],
+    ids=lambda part: getattr(part, "name", part),
+)
+def test_noise(folder: Path, name: str, model):
     """The smallest gaps in float64 are those in float32 but for less than the noise, one configuration a family."""
-    double = run(deepcopy(model).double(), pixels[:4], name, torch.float64)[1]
-    single = run(model, pixels[:4], name)[1]
+    if NEAR.get(name.split("_")[0]) == 1.0:
+        pytest.skip("the order of tokens decides, which is never clear")
+    pixels = _stored(folder).pixels[:4]
+    double = run(deepcopy(model).double(), pixels, name, torch.float64)[1]
+    single = run(model, pixels, name)[1]
     clear = torch.minimum(single, double) >= 1
     assert clear.sum() >= 2
     assert (single - double)[clear].abs().max() < 0.5
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("diffrate")] or [None])
-def test_published_numbers_are_those_of_the_reference(name: str | None):
+@pytest.mark.parametrize(("folder", "name"), [run for run in RUNS if run[1].startswith("diffrate")] or [(None, None)])
+def test_published_numbers_are_those_of_the_reference(folder: Path | None, name: str | None):
     """The numbers in the package are those that the reference says it was made with."""
     found = re.fullmatch(r"diffrate_vit([TSB])_([\d.]+)", name or "")
-    if not found or "diffrate_prune_kept" not in METADATA:
+    if not found or folder is None or "diffrate_prune_kept" not in _stored(folder).texts:
         pytest.skip("the reference says nothing about it")
-    theirs = from_counts(METADATA["diffrate_prune_kept"], METADATA["diffrate_merge_kept"])
+    texts = _stored(folder).texts
+    theirs = from_counts(texts["diffrate_prune_kept"], texts["diffrate_merge_kept"])
     assert published(AUTHORS[found[1]], float(found[2])) == theirs

@@ -1,4 +1,4 @@
-"""Every case of the official operators' reference data (folder: TTF_GOLDEN_METHODS, default ../shared)."""
+"""Every case of the official operators' reference data (folders: TTF_GOLDEN_METHODS, default ../shared)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from importlib import import_module
 
 import pytest
 
-from tests.golden.blocks import FOLDER, Case, all_cases
+from tests.golden.blocks import FOLDERS, Case, all_cases
 
 CASES = all_cases()
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not CASES, reason=f"needs the reference data of the official operators in {FOLDER}")
+@pytest.mark.skipif(not CASES, reason=f"needs the reference data of the official operators in {FOLDERS}")
 @pytest.mark.parametrize("case", CASES or [None], ids=repr)
 def test_operator(case: Case):
     checks = import_module(f"tests.golden.checks.{case.method}").CHECKS

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttf.schedule import Counts, KeepRatio, Late, RemovePerBlock, thirds
+from ttf.schedule import Counts, KeepRatio, Late, RemovePerBlock, RemoveShare, thirds
 
 
 @pytest.mark.parametrize(
@@ -182,3 +182,21 @@ def test_late_knows_its_depth():
         Late(0.7).check(24)
     with pytest.raises(ValueError, match="out of range"):
         Late(0.7, blocks=(12,))
+
+
+def test_a_share_of_all_tokens_is_removed() -> None:
+    schedule = RemoveShare(0.9125)
+    assert [schedule.kept(block, 196) for block in (0, 11)] == [179, 179]
+    assert RemoveShare(0.9, counted=1).kept(0, 196) == 196 - 19 and RemoveShare(0.9, counted=1).kept(0, 199) == 179
+    assert RemoveShare(0.3).kept(0, 9) == 5  # never more than half
+    assert RemoveShare(0.7, (3,)).kept(2, 10) == 10 and not RemoveShare(1.0).reduces(0)
+    with pytest.raises(ValueError, match="out of range"):
+        RemoveShare(0.7, (12,)).check(12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"ratio": 0.0}, "in .0, 1."), ({"ratio": 0.5, "counted": -1}, ">= 0")]
+)
+def test_wrong_shares(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RemoveShare(**options)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ttf.core.host import Attended, Request
 from ttf.ops.attention import (
@@ -61,3 +63,39 @@ def attended_heads(
         class_query=side_by_side(q)[:, 0] if wanted.projections else None,
         flat_keys=side_by_side(k) if wanted.projections else None,
     )
+
+
+def pooled_heads(
+    q: Tensor,
+    k: Tensor,
+    values: Callable[[Tensor], Tensor],
+    scale: float,
+    request: Request,
+    project: Callable[[Tensor, Tensor], Tensor],
+    dropout: float = 0.0,
+) -> Attended:
+    """Attention of tokens that are reduced at the entrance of a block, by the pooled map of all tokens.
+
+    Args:
+        q, k: (B, H, N, D) of all tokens.
+        values: of the new tokens as the layer sees them, (B, M, C) to (B, H, M, D).
+        scale: of the logits.
+        request: as for ``attended_heads``, with ``enter``.
+        project: what the layer does after its softmax, from what it sees of the new tokens and heads side by side.
+        dropout: probability, of the pooled map.
+
+    Returns:
+        The output of the layer (B, M, C), and the statistics of all tokens: column sums, mean keys, the map.
+    """
+    wanted, bias = request.wanted, size_bias(request.sizes, q.dtype)
+    assert request.enter is not None
+    logits = (q * scale) @ k.transpose(-2, -1)
+    attention = torch.softmax(logits if bias is None else logits + bias, dim=-1, dtype=torch.float32)
+    scores = column_sums(attention, wanted.score_rows, request.prefix) if wanted.score_rows else None
+    keys = k.mean(dim=1) if wanted.keys else None
+    seen = Attended(q, scores, keys, attention if wanted.attention else None)
+    y, reduction = request.enter(seen)
+    v = values(y)
+    weights = reduction.pooled(attention)
+    weights = F.dropout(weights, dropout) if dropout else weights
+    return seen._replace(x=project(y, side_by_side(weights.to(v.dtype) @ v)))

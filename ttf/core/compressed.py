@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ttf.core.exchange import Exchanged
-from ttf.core.host import Call, Exit, Request
+from ttf.core.host import Attended, Call, Exit, Request
 from ttf.core.plan import Place, Plan
 from ttf.core.tokens import Tokens, as_tokens, mean_weights
 from ttf.methods.base import LayerView
@@ -89,7 +89,10 @@ def _advance(block: Any, whole: Whole, tokens: Tokens, place: Place, call: Call,
         return _local(whole, tokens, place, call, keep)
     if plan.method.per_branch:
         return _per_branch(block, tokens, place, call, keep)
-    view = host.attend(block, tokens.x, Request(sizes, plan.method.wanted, plan.prefix), call)
+    request = Request(sizes, plan.method.wanted, plan.prefix)
+    if plan.method.at_entrance:
+        return _entered(block, tokens, place, call, keep, request)
+    view = host.attend(block, tokens.x, request, call)
     view = replace(view, sizes=tokens.sizes, block=place.number, grid=_grid(tokens, plan))
     y, reduction = plan.method(view, keep)
     after = _reduced(tokens, view, y, reduction, plan)
@@ -160,6 +163,22 @@ def _per_branch(block: Any, tokens: Tokens, place: Place, call: Call, keep: int)
         y, reduction = plan.method(view, keep)
         x = x + reduction.up(branch(y))
     return tokens._replace(x=x)
+
+
+def _entered(block: Any, tokens: Tokens, place: Place, call: Call, keep: int, request: Request) -> Tokens:
+    """One block whose tokens are reduced before it, by the attention map of all of them."""
+    plan, found = place.plan, list[Tokens]()
+
+    def reduce(statistics: Attended) -> tuple[Tensor, Reduction]:
+        view = statistics.view(tokens.x, plan.prefix)
+        view = replace(view, sizes=tokens.sizes, block=place.number, grid=_grid(tokens, plan))
+        y, reduction = plan.method(view, keep)
+        found.append(_reduced(tokens, view, y, reduction, plan))
+        _tell(plan, place.number, reduction)
+        return y, reduction
+
+    x = plan.host.enter(block, tokens.x, request, call, reduce)
+    return found[0]._replace(x=plan.host.feed_forward(block, x))
 
 
 class CompressedExit(Exchanged):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ttf.methods.base import LayerView
 from ttf.ops.attention import Wanted
-from ttf.ops.reduction import Recovery
+from ttf.ops.reduction import Recovery, Reduction
 from ttf.schedule import thirds
 
 Branch = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # what goes in (a norm), and the rest
@@ -33,11 +33,14 @@ class Request(NamedTuple):
         sizes: (B, N) that enter as log s (Eq. 7), or None.
         wanted: statistics of the layer.
         prefix: number of prefix tokens P.
+        enter: where tokens are reduced at the entrance of the block: takes the statistics of the map of all tokens and
+            gives what the layer sees of the new ones, (B, M, C), with their Reduction, which pools the map.
     """
 
     sizes: Tensor | None = None
     wanted: Wanted = Wanted()
     prefix: int = 0
+    enter: Callable[[Attended], tuple[Tensor, Reduction]] | None = None
 
 
 class Attended(NamedTuple):
@@ -99,6 +102,7 @@ class Host(ABC):
         recovery: how dense tokens come back where nothing is told; None: they do not.
         rotary: queries and keys are rotated by place, so every token must have one.
         merges_inside: it has ``branches``, for methods that merge inside a branch.
+        pools_maps: it has ``enter``, for methods that reduce tokens at the entrance of a block.
         mixin: class that comes before a compressed model's own, for what blocks and exits cannot do; or None.
     """
 
@@ -109,6 +113,7 @@ class Host(ABC):
     recovery: Recovery | None = None
     rotary: bool = False
     merges_inside: bool = False
+    pools_maps: bool = False
     mixin: type | None = None
 
     # facts of a model
@@ -192,6 +197,21 @@ class Host(ABC):
 
     def branches(self, block: Any, call: Call) -> tuple[Branch, Branch]:
         """The residual branches: the block is x + rest(norm(x)), twice. For methods that merge inside a branch."""
+        raise NotImplementedError
+
+    def enter(
+        self,
+        block: Any,
+        x: Tensor,
+        request: Request,
+        call: Call,
+        reduce: Callable[[Attended], tuple[Tensor, Reduction]],
+    ) -> Tensor:
+        """The first half of a block whose tokens x (B, N, C) are reduced at its entrance, (B, M, C).
+
+        The layer computes the attention map of all tokens; ``reduce`` makes of its statistics the new tokens, which
+        have the values and the residual, and the Reduction that pools the map.
+        """
         raise NotImplementedError
 
     def unpack(self, out: Any) -> Tensor:

@@ -63,6 +63,11 @@ class Plan:
             raise ValueError(f"{name} needs a class token, and this model has none")
         if self.method.per_branch and not self.host.merges_inside:
             raise ValueError(f"{name} merges inside the branches of a block, which models of this kind do not allow")
+        if self.method.at_entrance and not self.host.pools_maps:
+            raise ValueError(
+                f"{name} reduces tokens at the entrance of a block and pools its attention map, which models of this "
+                "kind do not allow: use place=between"
+            )
         if self.host.rotary and not self.method.names_tokens:
             raise ValueError(
                 f"this model rotates queries and keys by place, and {name} makes tokens that have none: "

@@ -79,7 +79,7 @@ class TimmEva(TimmViT):
     """
 
     positional = ("rope", "attn_mask", "is_causal")
-    merges_inside = False
+    merges_inside = pools_maps = False
     norms_last = (eva.EvaBlockPostNorm,)
 
     def __init__(self, rotary: bool) -> None:

@@ -5,6 +5,7 @@ Shapes: B batch, N tokens, C channels, H heads, D head dimension, P prefix token
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from ttf.core.attention import attended_heads
+from ttf.core.attention import attended_heads, pooled_heads
 from ttf.core.compressed import PassThrough
 from ttf.core.entry import enter_exits, twin
 from ttf.core.exchange import Exchanged, own_class
@@ -23,6 +24,7 @@ from ttf.core.plan import Place
 from ttf.core.tokens import Tokens, as_tokens
 from ttf.methods.base import LayerView
 from ttf.ops.attention import side_by_side, size_bias
+from ttf.ops.reduction import Reduction
 
 BLOCKS = (vit.Block, vit.ResPostBlock)
 TIMM = ("timm.", "ttf.")
@@ -34,6 +36,13 @@ def _qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, _ = x.shape
     q, k, v = attn.qkv(x).reshape(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
     return attn.q_norm(q), attn.k_norm(k), v
+
+
+def _rows(linear: Any, x: Tensor, rows: slice) -> Tensor:
+    """Some outputs of a linear layer, without computing the others where it is nothing but that."""
+    if type(linear) is nn.Linear and not linear._forward_hooks and not linear._forward_pre_hooks:
+        return F.linear(x, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
+    return linear(x)[..., rows]
 
 
 def project(attn: Any, x: Tensor, out: Tensor) -> Tensor:
@@ -55,6 +64,7 @@ class TimmBlocks(Host):
 
     positional: tuple[str, ...] = ("attn_mask", "is_causal")
     merges_inside = True
+    pools_maps = True
     norms_last: Any = (vit.ResPostBlock,)
 
     def heads(self, attention: Any, x: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,9 +83,52 @@ class TimmBlocks(Host):
     def attended(self, attention: Any, x: Tensor, request: Request, call: Call) -> Attended:
         """See ``Host.attended``; by ``heads``."""
         dropout = attention.attn_drop.p if attention.training else 0.0
+        if request.enter is not None:
+            return self._pooled(attention, x, request, dropout)
         return attended_heads(
             *self.heads(attention, x, call), attention.scale, request, lambda out: project(attention, x, out), dropout
         )
+
+    def _pooled(self, attention: Any, x: Tensor, request: Request, dropout: float) -> Attended:
+        """``attended`` where tokens are reduced at the entrance: queries and keys of x, values of the new tokens."""
+        inner = attention.num_heads * attention.head_dim
+        q, k = (
+            _rows(attention.qkv, x, slice(0, 2 * inner))
+            .unflatten(2, (2, attention.num_heads, -1))
+            .permute(2, 0, 3, 1, 4)
+        )
+
+        def values(y: Tensor) -> Tensor:
+            v = _rows(attention.qkv, y, slice(2 * inner, 3 * inner))
+            return v.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+
+        def after(y: Tensor, out: Tensor) -> Tensor:
+            return project(attention, y, out)
+
+        q, k = attention.q_norm(q), attention.k_norm(k)
+        return pooled_heads(q, k, values, attention.scale, request, after, dropout)
+
+    def enter(
+        self,
+        block: Any,
+        x: Tensor,
+        request: Request,
+        call: Call,
+        reduce: Callable[[Attended], tuple[Tensor, Reduction]],
+    ) -> Tensor:
+        """See ``Host.enter``."""
+        last, found = isinstance(block, self.norms_last), list[Tensor]()
+
+        def seen(x: Tensor) -> Tensor:
+            return x if last else block.norm1(x)
+
+        def inside(statistics: Attended) -> tuple[Tensor, Reduction]:
+            y, reduction = reduce(statistics)
+            found.append(y)
+            return seen(y), reduction
+
+        out = ask(block.attn, seen(x), request._replace(enter=inside), call).x
+        return found[0] + block.drop_path1(block.norm1(out) if last else self.scaled(block, 1, out))
 
     def attend(self, block: Any, x: Tensor, request: Request, call: Call) -> LayerView:
         """x + scaled(attn(norm1(x))), or x + norm1(attn(x)) where norms come last."""

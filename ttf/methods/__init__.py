@@ -6,26 +6,33 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, cast
 
 from ttf.checks import check_types
+from ttf.methods.algm import ALGM
+from ttf.methods.atc import ATC
 from ttf.methods.ats import ATS
 from ttf.methods.base import LayerView, Method
 from ttf.methods.diffrate import DiffRate
+from ttf.methods.divprune import DivPrune
 from ttf.methods.dpc_knn import DpcKnn
 from ttf.methods.evit import EViT
 from ttf.methods.hourglass import Hourglass
 from ttf.methods.k_medoids import KMedoids
+from ttf.methods.mctf import MCTF
 from ttf.methods.patch_merger import PatchMerger
+from ttf.methods.pitome import PiToMe
 from ttf.methods.ppt import PPT
 from ttf.methods.prumerge import PruMerge
 from ttf.methods.prune_and_merge import PruneAndMerge
 from ttf.methods.random_pruning import RandomPruning
 from ttf.methods.sinkhorn import Sinkhorn
 from ttf.methods.sit import SiT
+from ttf.methods.tofu import ToFu
 from ttf.methods.token_transform import PRESETS, TokenTransform
 from ttf.methods.tome import ToMe
 from ttf.methods.tome_dense import ToMeDense
 from ttf.methods.top_k import TopK
 from ttf.methods.tps import TPS
 from ttf.methods.uniform import UniformPool, UniformStride
+from ttf.methods.visionzip import VisionZip
 
 METHODS: dict[str, type[Method]] = {
     "token_transform": TokenTransform,
@@ -36,8 +43,15 @@ METHODS: dict[str, type[Method]] = {
     "ats": ATS,
     "ppt": PPT,
     "diffrate": DiffRate,
+    "mctf": MCTF,
+    "pitome": PiToMe,
+    "tofu": ToFu,
+    "atc": ATC,
+    "algm": ALGM,
     "hourglass": Hourglass,
     "prumerge": PruMerge,
+    "visionzip": VisionZip,
+    "divprune": DivPrune,
     "prune_and_merge": PruneAndMerge,
     "dpc_knn": DpcKnn,
     "k_medoids": KMedoids,

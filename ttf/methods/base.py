@@ -85,14 +85,25 @@ class Method(ABC):
         return False
 
     @property
+    def at_entrance(self) -> bool:
+        """Whether tokens are reduced before the block, whose attention map is then pooled (``Reduction.pooled``).
+
+        ``reduce`` then sees the block's input as ``LayerView.x``, with the map of all tokens.
+        """
+        return False
+
+    @property
     def adaptive(self) -> bool:
-        """Whether the number of tokens depends on the image; ``keep`` is then an upper bound."""
+        """Whether the number of tokens depends on the image; ``keep`` is then a bound, an upper one unless said."""
         return False
 
     @property
     def names_tokens(self) -> bool:
         """Whether ``Reduction.kept`` names an old token for every new one, (B, M)."""
         return True
+
+    def check(self, depth: int) -> None:  # noqa: B027 (a default that methods may keep)
+        """Raise ``ValueError`` where the method does not fit a model of ``depth`` blocks."""
 
     def __call__(self, view: LayerView, keep: int) -> tuple[Tensor, Reduction]:
         """The new tokens (B, M, C), and the Reduction that they come from; arguments as for ``reduce``.

@@ -46,34 +46,51 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
         return units @ others.transpose(1, 2)
 
 
-def _best_partners(metric: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-    """The best cosine of every token at an even position, and which odd position it is with: (B, ceil(N / 2)) each.
+def between_sides(metric: Tensor, prefix: int) -> Tensor:
+    """Cosines of the tokens at even positions (rows) with those at odd positions, (B, ceil(N / 2), floor(N / 2)).
 
-    No prefix token has a partner (its best cosine is -inf), none is one.
+    Those of prefix tokens are -inf, so that they merge with none.
     """
-    similar = cosines(metric[:, ::2], metric[:, 1::2])
-    positions = torch.arange(metric.shape[1], device=metric.device)
-    protected = (positions[::2] < prefix).unsqueeze(1) | (positions[1::2] < prefix)
-    return similar.masked_fill(protected, -torch.inf).max(dim=2)
+    return without_prefix(cosines(metric[:, ::2], metric[:, 1::2]), prefix)
+
+
+def without_prefix(scores: Tensor, prefix: int) -> Tensor:
+    """Scores between even and odd positions, those of the P prefix tokens at -inf."""
+    if prefix == 0:
+        return scores
+    even = torch.arange(0, 2 * scores.shape[1], 2, device=scores.device)
+    odd = torch.arange(1, 2 * scores.shape[2], 2, device=scores.device)
+    return scores.masked_fill((even < prefix).unsqueeze(1) | (odd < prefix), -torch.inf)
 
 
 def bipartite_matching(metric: Tensor, r: int, prefix: int = 0) -> Matching:
-    """Bipartite soft matching: the r tokens at even positions that are most like one at an odd position join it.
-
-    Kept tokens come in this order: the prefix; the even positions, ascending where there is a prefix, else from the
-    highest to the lowest cosine; the odd positions, ascending.
+    """``best_pairs`` by cosine.
 
     Args:
         metric: (B, N, F), what is compared by its cosine.
         r: how many tokens to merge, never more than half of those that are no prefix; 0 leaves the order as it is.
         prefix: number of prefix tokens P at the front, which merge with none.
     """
-    batch, tokens, _ = metric.shape
+    return best_pairs(between_sides(metric, prefix), r, prefix)
+
+
+def best_pairs(scores: Tensor, r: int, prefix: int = 0) -> Matching:
+    """Bipartite soft matching: the r tokens at even positions that fit one at an odd position best join it.
+
+    Kept tokens come in this order: the prefix; the even positions, ascending where there is a prefix, else from the
+    highest to the lowest score; the odd positions, ascending.
+
+    Args:
+        scores: (B, ceil(N / 2), floor(N / 2)) from ``without_prefix``, even positions with odd ones.
+        r: how many tokens to merge, never more than half of those that are no prefix; 0 leaves the order as it is.
+        prefix: number of prefix tokens P at the front.
+    """
+    batch, tokens = scores.shape[0], scores.shape[1] + scores.shape[2]
     r = min(r, (tokens - prefix) // 2)
-    positions = torch.arange(tokens, device=metric.device).expand(batch, tokens)
+    positions = torch.arange(tokens, device=scores.device).expand(batch, tokens)
     if r < 1:
         return Matching(positions, positions[:, :0], positions[:, :0])
-    best, partner = _best_partners(metric, prefix)
+    best, partner = scores.max(dim=2)
     order = best.argsort(dim=1, descending=True, stable=True)  # the prefix, at -inf, comes last
     alone = order[:, r : order.shape[1] - (prefix + 1) // 2]
     alone = alone.sort(dim=1).values if prefix else alone

@@ -71,6 +71,25 @@ class Reduction(ABC):
     def spread(self, y: Tensor) -> Tensor:
         """The way back without an index: (B, M, C) to (B, N, C), each old token from the new ones that it went into."""
 
+    def gathered(self, columns: Tensor) -> Tensor:
+        """Columns of new tokens from those of old ones, (B, K, N) to (B, K, M): sums by how much of each went where.
+
+        Raises:
+            ValueError: this form does not say how the old tokens are shared out.
+        """
+        raise ValueError(f"the attention map of {type(self).__name__} cannot be pooled: its tokens are not shared out")
+
+    def pooled(self, attention: Tensor) -> Tensor:
+        """The attention map of new tokens from that of old ones, A' = W A S^T: (B, H, N, N) to (B, H, M, M).
+
+        S (M, N) says which share of an old token went into which new one, so columns add up and rows of A' sum to 1;
+        W averages rows.
+        """
+        heads = attention.shape[1]
+        columns = self.gathered(attention.flatten(1, 2)).unflatten(1, (heads, -1))  # (B, H, N, M)
+        rows = self.down(columns.transpose(1, 2).flatten(2))  # (B, M, H * M)
+        return rows.unflatten(2, (heads, -1)).transpose(1, 2)
+
     def up(self, y: Tensor) -> Tensor:
         """Dense tokens from new ones, (B, M, C) to (B, N, C): Eq. 10 by ``nearest``, ``spread`` where that is None."""
         return self.spread(y) if self.nearest is None else gather_tokens(y, self.nearest)
@@ -127,6 +146,11 @@ class DenseReduction(Reduction):
         with full_precision(x):
             y = self._weights().to(x.dtype) @ x[:, self.prefix :]
         return torch.cat((x[:, : self.prefix], y), dim=1) if self.prefix else y
+
+    def gathered(self, columns: Tensor) -> Tensor:
+        with full_precision(columns):
+            behind = columns[..., self.prefix :] @ self.assignment.to(columns.dtype)
+        return torch.cat((columns[..., : self.prefix], behind), dim=-1)
 
     def spread(self, y: Tensor) -> Tensor:
         with full_precision(y):
@@ -241,6 +265,11 @@ class AssignmentReduction(Reduction):
         index, weight = self._live()
         out = x.new_zeros(x.shape[0], self.sizes.shape[1], x.shape[2])
         return out.scatter_add(1, index.unsqueeze(-1).expand_as(x), x * weight.unsqueeze(-1).to(x.dtype))
+
+    def gathered(self, columns: Tensor) -> Tensor:
+        index, live = self.index.clamp_min(0), (self.index >= 0).to(columns.dtype)
+        out = columns.new_zeros(*columns.shape[:2], self.sizes.shape[1])
+        return out.scatter_add(2, index.unsqueeze(1).expand_as(columns), columns * live.unsqueeze(1))
 
     def spread(self, y: Tensor) -> Tensor:
         index, _ = self._live()

@@ -20,7 +20,8 @@ from ttf.methods import LayerView, TokenTransform
 from ttf.ops.attention import summed_attention
 from ttf.ops.numerics import can_inspect, has_values, require_finite
 
-COUNTED = [case for case in CASES if getattr(case.method, "outliers", False)]  # tokens are counted by their values
+# tokens are counted by their values
+COUNTED = [c for c in CASES if getattr(c.method, "outliers", False) or getattr(c.method, "threshold", None) == -1.0]
 others = pytest.mark.parametrize("case", [c for c in CASES if c not in COUNTED], ids=lambda case: case.name)
 counted = pytest.mark.parametrize("case", COUNTED, ids=lambda case: case.name)
 
@@ -80,9 +81,9 @@ def test_every_method_runs_on_the_meta_device(case: MethodCase, recover: Any, ti
 def test_methods_that_count_values_say_so(case: MethodCase, tiny: Any, images: Any) -> None:
     x = images(2)
     model = _compressed(case, tiny, x)
-    with pytest.raises(ValueError, match="outliers=True counts tokens by their values"):
+    with pytest.raises(ValueError, match="counts tokens by their values"):
         _per_sample(model, x)
-    with pytest.raises(ValueError, match="outliers=True counts tokens by their values"):
+    with pytest.raises(ValueError, match="counts tokens by their values"):
         model.to("meta")(x.to("meta"))
 
 
