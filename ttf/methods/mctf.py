@@ -92,8 +92,8 @@ def fused_groups(scores: Tensor, r: int, prefix: int, both: bool) -> tuple[Tenso
 class MCTF(Method):
     """W takes means of groups weighted by attention times size: exclusive, rows sum to 1.
 
-    Pairs are chosen by ``pair_scores``. One layer fuses at most half of the patch tokens; more than ``keep`` remain
-    where it asks for more than that.
+    Pairs are chosen by ``pair_scores``. One layer fuses at most half of the patch tokens and leaves ``fewest``; more
+    than ``keep`` remain where it asks for more than that.
 
     Attributes:
         tau_similarity, tau_information, tau_size: each factor of a pair's score is taken to the power of 1 / tau; 0
@@ -102,6 +102,7 @@ class MCTF(Method):
         weights: of the means: "attention" (column sums of the map, times the size), "sizes" or "equal".
         place: "between" the attention and the feed-forward, as other methods; "entrance", as published: before the
             block, whose attention map, computed of all tokens, is pooled to the new ones (``Reduction.pooled``).
+        fewest: how many tokens a layer leaves at least, prefix tokens counted.
         scaling: later layers add log s to their attention logits.
 
     Raises:
@@ -114,6 +115,7 @@ class MCTF(Method):
     bidirectional: bool = True
     weights: Weights = "attention"
     place: Place = "between"
+    fewest: int = 10
     scaling: bool = True
 
     def __post_init__(self) -> None:
@@ -121,6 +123,8 @@ class MCTF(Method):
             raise ValueError(f"every tau must be 0 (leave the factor out) or positive and finite, got {self._taus}")
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {self.weights!r}")
+        if self.fewest < 1:
+            raise ValueError(f"fewest is a number of tokens and must be at least 1, got {self.fewest}")
         if self.place not in PLACES:
             raise ValueError(f"place must be one of {', '.join(PLACES)}, got {self.place!r}")
 
@@ -139,7 +143,7 @@ class MCTF(Method):
     def reduce(self, view: LayerView, keep: int) -> AssignmentReduction:
         """See ``Method.reduce``."""
         tokens, prefix, sizes = view.x.shape[1], view.prefix, view.masses
-        r = min(tokens - keep, (tokens - prefix) // 2)
+        r = max(0, min(tokens - keep, (tokens - prefix) // 2, tokens - self.fewest))
         scores = without_prefix(pair_scores(view.x, self._taus, view.scores, view.sizes), prefix)
         index, kept = fused_groups(scores, r, prefix, self.bidirectional)
         masses = self._masses(view)

@@ -19,6 +19,8 @@ KNOWN: dict[str, tuple[str, str, Any]] = {
     "ours (literal), back on the masks": ("#882255", "D", "-."),
     "ToMe": ("#0072B2", "h", "-"),
     "DiffRate": ("#D55E00", "v", "-"),
+    "MCTF at 3 blocks": ("#E69F00", "X", "-"),
+    "PiToMe": ("#56B4E9", ">", ":"),
     "DPC-KNN": ("#E69F00", "^", "--"),
     "EViT": ("#009E73", "<", "-."),
     "PPT": ("#56B4E9", "p", ":"),
