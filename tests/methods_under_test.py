@@ -105,7 +105,7 @@ CASES = [
     MethodCase("prumerge, outliers", PruMerge(outliers=True), "any", False, True, None, alone=False),
     MethodCase("prumerge, plus, outliers", PruMerge(True, True), "any", False, False, None, alone=False),
     MethodCase("visionzip", VisionZip(2), "any", True, False, 0),  # targets by position
-    MethodCase("divprune", DivPrune(), "one", True, True, 0),
+    MethodCase("divprune", DivPrune(), "one", True, False, 0),  # mutual nearest ones tie
     MethodCase("prune_and_merge", None, "any", True, False, None),
     MethodCase("dpc_knn", DpcKnn(), "at most one", True, True, 0),
     MethodCase("dpc_knn, class attention", DpcKnn(weights="class"), "at most one", True, True, 0),

@@ -73,7 +73,6 @@ class Arguments:
         host, depth = self._placed(host), host.first + len(blocks_of(model, host))
         recovery, schedule = _recovery(self.recover), self._schedule(host, depth)
         schedule.check(depth)
-        method.check(depth)
         check_whole(schedule, host.first, depth)
         if isinstance(schedule, Late) and (recovery is not None or not host.reads_class_token(model)):
             raise ValueError(
@@ -88,6 +87,7 @@ class Arguments:
             host.class_token(model),
             recovery or host.recovery,
             None if size is None else host.grid(model, size),
+            depth,
         )
 
     def _placed(self, host: Host) -> Host:

@@ -108,17 +108,17 @@ def test_pitome_merges_what_many_tokens_are_like() -> None:
 
 
 def test_pitome_and_tofu_follow_the_block() -> None:
-    method = PiToMe(depth=5)
-    assert [method.protects(block) for block in range(5)] == [False, False, False, True, True]
-    assert [round(method.margin_of(block), 2) for block in range(5)] == [0.75, 0.6, 0.45, 0.3, 0.15]
-    assert [ToFu(depth=5).mode_of(block) for block in range(5)] == ["prune"] * 3 + ["longest"] * 2
+    method = PiToMe()
+    assert [method.protects(block, 5) for block in range(5)] == [False, False, False, True, True]
+    assert [round(method.margin_of(block, 5), 2) for block in range(5)] == [0.75, 0.6, 0.45, 0.3, 0.15]
+    assert [ToFu().mode_of(block, 5) for block in range(5)] == ["prune"] * 3 + ["longest"] * 2
 
 
-@pytest.mark.parametrize("name", ["pitome", "tofu"])
-def test_methods_for_another_depth_are_refused(name: str, tiny: Any) -> None:
-    with pytest.raises(ValueError, match="depth=4"):
-        ttf.apply(tiny(depth=4), name)
-    ttf.apply(tiny(depth=4), name, depth=4)
+def test_methods_know_the_depth_of_the_model(tiny: Any, images: Any) -> None:
+    """Of 4 blocks ToFu merges in the last alone; elsewhere it prunes."""
+    with ttf.applied(tiny(depth=4), ToFu(), schedule=RemovePerBlock(5)) as model:
+        dropped = [bool((layer.W.sum(1) == 0).any()) for layer in ttf.trace(model, images())]
+    assert dropped == [True, True, True, False]
 
 
 def test_tofu_is_as_long_as_its_longest() -> None:
@@ -204,9 +204,7 @@ def test_visionzip_takes_at_most_half_for_contextual_tokens(keep: int, contextua
         ("mctf", {"place": "front"}, "between, entrance"),
         ("mctf", {"fewest": 0}, "at least 1"),
         ("pitome", {"unprotected": "half"}, "first, last, all, none"),
-        ("pitome", {"depth": 0}, "at least 1"),
         ("tofu", {"mode": "sum"}, "mixed, prune, mean, longest"),
-        ("tofu", {"mode": "mean", "depth": 12}, "no effect"),
         ("atc", {"linkage": "ward"}, "average, complete, single"),
         ("algm", {"threshold": 2.0}, "cosine"),
         ("algm", {"window": 1}, "at least 2"),
@@ -219,7 +217,7 @@ def test_wrong_options(name: str, options: dict[str, Any], message: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [MCTF(), PiToMe(depth=3), ToFu(depth=3), ATC(), DivPrune(), VisionZip(4)], ids=repr)
+@pytest.mark.parametrize("method", [MCTF(), PiToMe(), ToFu(), ATC(), DivPrune(), VisionZip(4)], ids=repr)
 def test_compiles_without_a_break(method: Method, tiny: Any, images: Any) -> None:
     with ttf.applied(tiny(depth=3), method, schedule=RemovePerBlock(9)) as model, torch.inference_mode():
         expected: Tensor = model(images())

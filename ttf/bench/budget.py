@@ -10,6 +10,8 @@ from typing import Any
 from ttf.bench.counting import Shapes
 from ttf.bench.entries import OPEN, Benchmark, Entry
 
+FOUND = ("ratio", "schedule.ratio", "schedule.r")
+
 
 def nearest(count: Callable[[int], float], low: int, high: int, target: float) -> int:
     """The whole number in [low, high] whose count is nearest to the target; the counts rise or fall evenly.
@@ -46,8 +48,8 @@ def _matched(entry: Entry, shapes: Shapes, target: float) -> Entry:
         ValueError: an override that is not found by counting, or several.
     """
     names = [word.removesuffix(OPEN) for word in entry.command.split() if word.endswith(OPEN)]
-    if names not in (["ratio"], ["schedule.r"]) or entry.is_unfitted:
-        raise ValueError(f"only ratio=? or schedule.r=? can be found by counting, and one of them: {entry.command!r}")
+    if len(names) != 1 or names[0] not in FOUND or entry.is_unfitted:
+        raise ValueError(f"{' or '.join(f'{name}=?' for name in FOUND)} is found by counting: {entry.command!r}")
     name, patches, base = names[0].removeprefix("schedule."), shapes.patches, dict(entry.options or {})
     # a ratio is a whole number of tokens at the first reduction; no method merges more than half at once
     first, last, unit = (1, patches, patches) if name == "ratio" else (0, patches // 2, 1)

@@ -93,7 +93,7 @@ def _advance(block: Any, whole: Whole, tokens: Tokens, place: Place, call: Call,
     if plan.method.at_entrance:
         return _entered(block, tokens, place, call, keep, request)
     view = host.attend(block, tokens.x, request, call)
-    view = replace(view, sizes=tokens.sizes, block=place.number, grid=_grid(tokens, plan))
+    view = replace(view, sizes=tokens.sizes, block=place.number, depth=plan.depth, grid=_grid(tokens, plan))
     y, reduction = plan.method(view, keep)
     after = _reduced(tokens, view, y, reduction, plan)
     _tell(plan, place.number, reduction)
@@ -147,7 +147,7 @@ def _observe(block: Any, tokens: Tokens, place: Place, call: Call) -> Tokens:
 def _local(whole: Whole, tokens: Tokens, place: Place, call: Call, keep: int) -> Tokens:
     """One block on fewer tokens, with all of them back at its end."""
     plan, x = place.plan, tokens.x
-    view = LayerView(x, plan.prefix, block=place.number, grid=_grid(tokens, plan))
+    view = LayerView(x, plan.prefix, block=place.number, depth=plan.depth, grid=_grid(tokens, plan))
     y, reduction = plan.method(view, keep)
     assert isinstance(reduction, LocalReduction)
     _tell(plan, place.number, reduction)
@@ -159,7 +159,7 @@ def _per_branch(block: Any, tokens: Tokens, place: Place, call: Call, keep: int)
     x, plan = tokens.x, place.plan
     for norm, branch in plan.host.branches(block, call):
         normed = norm(x)
-        view = LayerView(normed, plan.prefix, block=place.number, grid=_grid(tokens, plan))
+        view = LayerView(normed, plan.prefix, block=place.number, depth=plan.depth, grid=_grid(tokens, plan))
         y, reduction = plan.method(view, keep)
         x = x + reduction.up(branch(y))
     return tokens._replace(x=x)
@@ -171,7 +171,7 @@ def _entered(block: Any, tokens: Tokens, place: Place, call: Call, keep: int, re
 
     def reduce(statistics: Attended) -> tuple[Tensor, Reduction]:
         view = statistics.view(tokens.x, plan.prefix)
-        view = replace(view, sizes=tokens.sizes, block=place.number, grid=_grid(tokens, plan))
+        view = replace(view, sizes=tokens.sizes, block=place.number, depth=plan.depth, grid=_grid(tokens, plan))
         y, reduction = plan.method(view, keep)
         found.append(_reduced(tokens, view, y, reduction, plan))
         _tell(plan, place.number, reduction)

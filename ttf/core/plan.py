@@ -44,6 +44,7 @@ class Plan:
         class_token: whether the first of them is a class token (registers alone are none).
         recovery: how dense tokens come back at the end of the blocks, or None to leave the sequence short.
         grid: (rows, columns) of the patch tokens of the images that the model was built for, where it says so.
+        depth: number of blocks of the model.
         observer: of a twin, or None.
     """
 
@@ -54,6 +55,7 @@ class Plan:
     class_token: bool
     recovery: Recovery | None = None
     grid: tuple[int, int] | None = None
+    depth: int = 12
     observer: Observer | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:

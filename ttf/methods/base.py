@@ -31,6 +31,7 @@ class LayerView:
         class_query: (B, C) query of the class token, heads side by side.
         flat_keys: (B, N, C) keys, heads side by side.
         block: number of the block, 0-based.
+        depth: number of blocks of the model.
         grid: (rows, columns) of the patch tokens, or None where they lie on no grid (any more).
     """
 
@@ -45,6 +46,7 @@ class LayerView:
     class_query: Tensor | None = None
     flat_keys: Tensor | None = None
     block: int = 0
+    depth: int = 12
     grid: tuple[int, int] | None = None
 
     @property
@@ -101,9 +103,6 @@ class Method(ABC):
     def names_tokens(self) -> bool:
         """Whether ``Reduction.kept`` names an old token for every new one, (B, M)."""
         return True
-
-    def check(self, depth: int) -> None:  # noqa: B027 (a default that methods may keep)
-        """Raise ``ValueError`` where the method does not fit a model of ``depth`` blocks."""
 
     def __call__(self, view: LayerView, keep: int) -> tuple[Tensor, Reduction]:
         """The new tokens (B, M, C), and the Reduction that they come from; arguments as for ``reduce``.

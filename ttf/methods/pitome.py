@@ -63,7 +63,6 @@ class PiToMe(Method):
 
     Attributes:
         margin: of the energy in block 0; in block l of L it is margin (1 - l / L).
-        depth: L, number of blocks of the model.
         unprotected: where no token is protected and the r most similar pairs of all merge: in the "first" half of the
             blocks (published for DeiT), the "last" (for MAE), "all" or "none" of them.
         alpha: of the ELU in the energy.
@@ -75,7 +74,6 @@ class PiToMe(Method):
     """
 
     margin: float = 0.75
-    depth: int = 12
     unprotected: Unprotected = "first"
     alpha: float = 1.0
     proportional: bool = False
@@ -83,8 +81,6 @@ class PiToMe(Method):
     def __post_init__(self) -> None:
         if self.unprotected not in UNPROTECTED:
             raise ValueError(f"unprotected must be one of {', '.join(UNPROTECTED)}, got {self.unprotected!r}")
-        if self.depth < 1:
-            raise ValueError(f"depth is the number of blocks of the model and must be at least 1, got {self.depth}")
 
     @property
     def wanted(self) -> Wanted:
@@ -94,25 +90,20 @@ class PiToMe(Method):
     def scaling(self) -> bool:
         return self.proportional
 
-    def check(self, depth: int) -> None:
-        """See ``Method.check``."""
-        if depth != self.depth:
-            raise ValueError(f"the margins of pitome are for {self.depth} blocks, the model has {depth}: depth={depth}")
+    def margin_of(self, block: int, depth: int) -> float:
+        """The margin in a block of a model of ``depth`` blocks."""
+        return self.margin * (1 - block / depth)
 
-    def margin_of(self, block: int) -> float:
-        """The margin in a block."""
-        return self.margin * (1 - block / self.depth)
-
-    def protects(self, block: int) -> bool:
+    def protects(self, block: int, depth: int) -> bool:
         """Whether tokens of low energy are protected in a block."""
-        early = block < (self.depth + 1) // 2
+        early = block < (depth + 1) // 2
         return {"first": not early, "last": early, "all": False, "none": True}[self.unprotected]
 
     def reduce(self, view: LayerView, keep: int) -> AssignmentReduction:
         """See ``Method.reduce``."""
         assert view.keys is not None
-        tokens, block = view.x.shape[1], view.block
+        tokens, place = view.x.shape[1], (view.block, view.depth)
         r = min(tokens - keep, (tokens - view.prefix) // 2)
-        rule = (self.margin_of(block), self.alpha, self.protects(block))
+        rule = (self.margin_of(*place), self.alpha, self.protects(*place))
         matching = energy_matching(view.keys, r, view.prefix, *rule)
         return merge_by_size(matching.places(tokens), matching.kept, view.sizes)

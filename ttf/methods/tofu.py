@@ -35,46 +35,33 @@ class ToFu(Method):
     One layer removes at most half of the patch tokens. Sizes are all 1, no attention sees any.
 
     Attributes:
-        mode: "mixed" prunes in blocks 0 to depth // 2 and is "longest" after these; "prune", "mean" and "longest" are
+        mode: "mixed" prunes in blocks 0 to L // 2 of L and is "longest" after these; "prune", "mean" and "longest" are
             one rule for all blocks.
-        depth: number of blocks of the model; "mixed" reads it alone.
 
     Raises:
         ValueError: a value out of its range.
     """
 
     mode: Mode = "mixed"
-    depth: int = 12
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
-        if self.depth < 1:
-            raise ValueError(f"depth is the number of blocks of the model and must be at least 1, got {self.depth}")
-
-    @property
-    def unread(self) -> tuple[str, ...]:
-        return () if self.mode == "mixed" else ("depth",)
 
     @property
     def wanted(self) -> Wanted:
         return Wanted(keys=True)
 
-    def check(self, depth: int) -> None:
-        """See ``Method.check``."""
-        if self.mode == "mixed" and depth != self.depth:
-            raise ValueError(f"tofu prunes in half of {self.depth} blocks, the model has {depth}: set depth={depth}")
-
-    def mode_of(self, block: int) -> Mode:
-        """What happens in a block."""
+    def mode_of(self, block: int, depth: int) -> Mode:
+        """What happens in a block of a model of ``depth`` blocks."""
         if self.mode == "mixed":
-            return "prune" if block <= self.depth // 2 else "longest"
+            return "prune" if block <= depth // 2 else "longest"
         return self.mode
 
     def reduce(self, view: LayerView, keep: int) -> AssignmentReduction:
         """See ``Method.reduce``."""
         assert view.keys is not None
-        tokens, mode = view.x.shape[1], self.mode_of(view.block)
+        tokens, mode = view.x.shape[1], self.mode_of(view.block, view.depth)
         found = bipartite_matching(view.keys, tokens - keep, view.prefix)
         if mode == "prune":
             found = Matching(found.kept, found.source[:, :0], found.target[:, :0])

@@ -95,12 +95,12 @@ def sched(case: Case) -> None:
     """How many tokens go in each block, and each block's margin and matching."""
     settings, n = case.settings, case.settings["patches"]
     half = {"deit": "first", "mae": "last"}[settings["family"]]
-    method, schedule = PiToMe(depth=settings["layers"], unprotected=half), RemoveShare(settings["ratio"])
-    for layer in range(settings["layers"]):
+    method, schedule, depth = PiToMe(unprotected=half), RemoveShare(settings["ratio"]), settings["layers"]
+    for layer in range(depth):
         left = schedule.kept(layer, n)
         assert n - left == case["per_layer"][layer]
-        assert abs(method.margin_of(layer) - float(case["margins"][layer])) < 1e-6
-        assert method.protects(layer) != bool(case["bsm"][layer])
+        assert abs(method.margin_of(layer, depth) - float(case["margins"][layer])) < 1e-6
+        assert method.protects(layer, depth) != bool(case["bsm"][layer])
         n = left
 
 

@@ -54,11 +54,11 @@ def block(case: Case) -> None:
 
 def sched(case: Case) -> None:
     settings, n = case.settings, case.settings["patches"]
-    method, schedule = ToFu(depth=settings["layers"]), RemoveShare(settings["ratio"], counted=1)
-    for layer in range(settings["layers"]):
+    method, schedule, depth = ToFu(), RemoveShare(settings["ratio"], counted=1), settings["layers"]
+    for layer in range(depth):
         left = schedule.kept(layer, n)
         assert n - left == case["per_layer"][layer]
-        assert (method.mode_of(layer) != "prune") == bool(case["merges"][layer])
+        assert (method.mode_of(layer, depth) != "prune") == bool(case["merges"][layer])
         n = left
 
 
