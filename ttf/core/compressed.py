@@ -167,7 +167,8 @@ def _per_branch(block: Any, tokens: Tokens, place: Place, call: Call, keep: int)
 
 def _entered(block: Any, tokens: Tokens, place: Place, call: Call, keep: int, request: Request) -> Tokens:
     """One block whose tokens are reduced before it, by the attention map of all of them."""
-    plan, found = place.plan, list[Tokens]()
+    plan = place.plan
+    found: list[Tokens] = []
 
     def reduce(statistics: Attended) -> tuple[Tensor, Reduction]:
         view = statistics.view(tokens.x, plan.prefix)

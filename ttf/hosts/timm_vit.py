@@ -117,7 +117,8 @@ class TimmBlocks(Host):
         reduce: Callable[[Attended], tuple[Tensor, Reduction]],
     ) -> Tensor:
         """See ``Host.enter``."""
-        last, found = isinstance(block, self.norms_last), list[Tensor]()
+        last = isinstance(block, self.norms_last)
+        found: list[Tensor] = []
 
         def seen(x: Tensor) -> Tensor:
             return x if last else block.norm1(x)
