@@ -31,6 +31,9 @@ def apply(
     rounding: str | None = None,
     schedule: str | Schedule | None = None,
     recover_at: str | None = None,
+    windows: str | None = None,
+    shift: str | None = None,
+    reduce_after: str | None = None,
     **options: Any,
 ) -> nn.Module:
     """Compress the tokens of ``model`` in place, without training. A second call replaces the first.
@@ -50,6 +53,10 @@ def apply(
         schedule: "late" (``ttf.schedule.Late`` of ratio and blocks, for heads that read the class token alone), or a
             ``Schedule`` in place of ratio, blocks and rounding.
         recover_at: where dense tokens come back, for models with a choice (Segmenter: "backbone" or "masks").
+        windows: of Swin: "places" (tokens keep the place of their informative token; any number of them) or "grid"
+            (what is left of a window becomes a smaller one, Hourglass's way).
+        shift: of Swin: "kept", or "none": windows stay apart once tokens were reduced.
+        reduce_after: of Swin: "attention" (of a block), or the whole "block".
         **options: fields of the method (kappa, tau, feature, ...).
 
     Returns:
@@ -60,7 +67,7 @@ def apply(
             exclude each other, or one is not read by this method and schedule.
     """
     host = hosts.find(model)
-    told = Arguments(ratio, blocks, rounding, schedule, recover, recover_at)
+    told = Arguments(ratio, blocks, rounding, schedule, recover, recover_at, windows, shift, reduce_after)
     plan = told.plan(model, host, check_options(method, preset, options))
     entry.check_reached(model, plan)
     entry.leave_model(model)

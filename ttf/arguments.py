@@ -18,6 +18,8 @@ from ttf.ops.reduction import RECOVERIES, Recovery
 from ttf.schedule import KeepRatio, Late, Schedule, check_whole
 
 RATIO = 0.7
+# what models with windows have a choice of, and what they take unless told
+HOST_OPTIONS = {"windows": "places", "shift": "kept", "reduce_after": "attention"}
 
 
 def _recovery(recover: Any) -> Recovery | None:
@@ -63,6 +65,9 @@ class Arguments:
     schedule: Any
     recover: Any
     recover_at: Any
+    windows: Any = None
+    shift: Any = None
+    reduce_after: Any = None
 
     def plan(self, model: nn.Module, host: Host, method: Method) -> Plan:
         """The plan for a model.
@@ -91,12 +96,15 @@ class Arguments:
         )
 
     def _placed(self, host: Host) -> Host:
-        """The host with the place where dense tokens come back, for hosts that have a choice."""
-        if self.recover_at is None:
-            return host
-        if not host.places:
+        """The host with what was chosen, for hosts that have a choice."""
+        if self.recover_at is not None and not host.places:
             raise ValueError("this model has no choice of where tokens come back: leave recover_at out")
-        return type(host)(self.recover_at)  # type: ignore[call-arg]
+        given = {name: value for name in HOST_OPTIONS if (value := getattr(self, name)) is not None}
+        unread = [name for name in given if name not in host.choices]
+        if unread:
+            raise ValueError(f"this model has no windows: leave {', '.join(unread)} out")
+        places = {} if self.recover_at is None else {"recover_at": self.recover_at}
+        return host.chosen(**places, **given) if places or given else host
 
     def _schedule(self, host: Host, depth: int) -> Schedule:
         given, blocks = self.schedule, _blocks(self.blocks)

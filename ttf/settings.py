@@ -25,7 +25,7 @@ RANGES: dict[str, tuple[float, float, str]] = {  # lowest, highest, in words; of
     "workers": (0, float("inf"), "processes that read images, 0 or more"),
 }
 KNOBS = ("ratio", "kappa", "tau", "blocks")  # read where a method or a schedule has ${...} of them
-FOR_COMPRESSION = ("recover", "recover_at")
+FOR_COMPRESSION = ("recover", "recover_at", "windows", "shift", "reduce_after")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ class Settings:
     blocks: Sequence[int] | None = None
     recover: bool | str = False
     recover_at: str | None = None
+    windows: str | None = None
+    shift: str | None = None
+    reduce_after: str | None = None
     checkpoint: str | None = None
     finetuned: bool = False
     on_missing: Literal["stop", "skip"] = "stop"

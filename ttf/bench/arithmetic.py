@@ -45,6 +45,7 @@ def again(model: nn.Module, method: Any, schedule: Schedule) -> nn.Module:
     assert plan is not None
     place = getattr(plan.host, "recover_at", None)
     back = {"recover": plan.recovery or False} | ({"recover_at": place} if place else {})
+    back |= getattr(plan.host, "options", {})
     return ttf.apply(api.twin(model), method, schedule=schedule, **back)
 
 

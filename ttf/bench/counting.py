@@ -93,7 +93,7 @@ def counted(cfg: DictConfig) -> Row:
     """
     check_pair(cfg)
     try:
-        gmacs = Shapes(cfg.model.network).gmacs(_options(cfg))
+        gmacs = Shapes(cfg.model.get("counted") or cfg.model.network).gmacs(_options(cfg))
     except ValueError as error:
         raise ValueError(f"{cfg.name}: {error}") from error
     known = {"experiment": cfg.name, "title": cfg.title, "model": cfg.model.name}

@@ -46,7 +46,7 @@ class CompressedBlock(Exchanged):
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         place, whole = self.ttf_place, super().forward
         tokens = as_tokens(x, f"block {type(self).__name__}")
-        call = place.plan.host.arguments(_named(self, args, kwargs), tokens.places)
+        call = place.plan.host.arguments(named_arguments(self, args, kwargs), tokens.places)
         keep = _keep(place, tokens)
         if isinstance(x, Tensor) and keep >= x.shape[1] and not _watched(place):
             return whole(x, *args, **kwargs)  # nothing has been reduced yet: what the library returns
@@ -55,8 +55,8 @@ class CompressedBlock(Exchanged):
         return place.plan.host.pack(self, after.x if back else after)
 
 
-def _named(block: Any, args: tuple[Any, ...], kwargs: Call) -> Call:
-    """The arguments of a block by name, those that were given by position too."""
+def named_arguments(block: Any, args: tuple[Any, ...], kwargs: Call) -> Call:
+    """The arguments of a compressed block by name, those that were given by position too."""
     if not args:
         return kwargs
     names = block.ttf_place.plan.host.names(block)
@@ -96,7 +96,7 @@ def _advance(block: Any, whole: Whole, tokens: Tokens, place: Place, call: Call,
     view = replace(view, sizes=tokens.sizes, block=place.number, depth=plan.depth, grid=_grid(tokens, plan))
     y, reduction = plan.method(view, keep)
     after = _reduced(tokens, view, y, reduction, plan)
-    _tell(plan, place.number, reduction)
+    tell(plan, place.number, reduction)
     return after._replace(x=host.feed_forward(block, y))
 
 
@@ -119,7 +119,8 @@ def _places(tokens: Tokens, reduction: Reduction, prefix: int) -> Tensor:
     return kept if tokens.places is None else tokens.places.gather(1, kept)
 
 
-def _tell(plan: Plan, number: int, reduction: Reduction) -> None:
+def tell(plan: Plan, number: int, reduction: Reduction) -> None:
+    """Show the observer of a twin what a block did."""
     if plan.observer is not None:
         plan.observer.reduction(number, reduction)
 
@@ -150,7 +151,7 @@ def _local(whole: Whole, tokens: Tokens, place: Place, call: Call, keep: int) ->
     view = LayerView(x, plan.prefix, block=place.number, depth=plan.depth, grid=_grid(tokens, plan))
     y, reduction = plan.method(view, keep)
     assert isinstance(reduction, LocalReduction)
-    _tell(plan, place.number, reduction)
+    tell(plan, place.number, reduction)
     return tokens._replace(x=reduction.close(plan.host.unpack(whole(y, **call)), x))
 
 

@@ -42,7 +42,7 @@ def enter(model: nn.Module, plan: Plan) -> None:
     for number, block in enumerate(blocks_of(model, host), host.first):
         watched = plan.observer is not None and number in plan.observer.blocks
         place = Place(plan, number) if watched or reduces(plan.schedule, number) else passing
-        entered += [(block, CompressedBlock, place)]
+        entered += [(block, host.block_mixin or CompressedBlock, place)]
         entered += [(attention, CompressedAttention, place) for attention in host.attentions(block)]
     entered += [(module, mixin, passing) for module, mixin in host.others(model)]
     if host.mixin is not None:

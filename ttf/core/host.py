@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from ttf.methods.base import LayerView
+from ttf.methods.base import LayerView, Method
 from ttf.ops.attention import Wanted
 from ttf.ops.reduction import Recovery, Reduction
 from ttf.schedule import thirds
@@ -104,6 +104,9 @@ class Host(ABC):
         merges_inside: it has ``branches``, for methods that merge inside a branch.
         pools_maps: it has ``enter``, for methods that reduce tokens at the entrance of a block.
         mixin: class that comes before a compressed model's own, for what blocks and exits cannot do; or None.
+        block_mixin: class that comes before a block's own; None: ``ttf.core.compressed.CompressedBlock``.
+        choices: further options of ``ttf.apply`` that models of this kind have, and the values of each, the default
+            first.
     """
 
     container: str = "blocks"
@@ -115,8 +118,17 @@ class Host(ABC):
     merges_inside: bool = False
     pools_maps: bool = False
     mixin: type | None = None
+    block_mixin: type | None = None
+    choices: Mapping[str, tuple[str, ...]] = {}
+
+    def chosen(self, **options: str) -> Host:
+        """This host with other ``choices``, or another of its ``places`` as ``recover_at``."""
+        return type(self)(**options)
 
     # facts of a model
+
+    def check_method(self, method: Method) -> None:  # noqa: B027 (a default that hosts may keep)
+        """Raise ``ValueError`` for a method that models of this kind cannot be compressed with."""
 
     def check(self, model: Any) -> None:  # noqa: B027 (a default that hosts may keep)
         """Raise ``ValueError`` for a model whose parts are not among those known here."""

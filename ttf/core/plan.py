@@ -70,6 +70,7 @@ class Plan:
                 f"{name} reduces tokens at the entrance of a block and pools its attention map, which models of this "
                 "kind do not allow: use place=between"
             )
+        self.host.check_method(self.method)
         if self.host.rotary and not self.method.names_tokens:
             raise ValueError(
                 f"this model rotates queries and keys by place, and {name} makes tokens that have none: "

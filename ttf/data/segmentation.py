@@ -44,7 +44,8 @@ def _table(labels: dict[int, int]) -> np.ndarray:
     return table
 
 
-def _open(path: Path, mode: str | None = None) -> Image.Image:
+def open_image(path: Path, mode: str | None = None) -> Image.Image:
+    """A picture. Raises ``BadImageError`` (a ``ValueError``) naming a file that cannot be read."""
     try:
         with Image.open(path) as image:
             return image.convert(mode) if mode else image.copy()
@@ -112,7 +113,7 @@ class SegmentationFolder(Dataset[tuple[Any, Tensor]]):
 
     def image(self, index: int) -> Image.Image:
         """Image ``index`` as RGB. Raises ``BadImageError`` (a ``ValueError``) naming a file that cannot be read."""
-        return _open(self.samples[index][0], "RGB")
+        return open_image(self.samples[index][0], "RGB")
 
     def mask(self, index: int) -> Tensor:
         """Mask ``index``, (H, W) int64.
@@ -122,7 +123,7 @@ class SegmentationFolder(Dataset[tuple[Any, Tensor]]):
             ValueError: the file holds colours, or labels that the data set does not have.
         """
         path = self.samples[index][1]
-        stored = _open(path)
+        stored = open_image(path)
         if stored.mode not in ("L", "P"):
             raise ValueError(f"{path} is a picture of mode {stored.mode}: masks have one channel of 8-bit labels")
         values, table = np.asarray(stored), self.table(path)

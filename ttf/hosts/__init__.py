@@ -20,6 +20,12 @@ SUPPORTED: dict[str, str | Make] = {
     "ttf.models.t2t_vit.T2TViT": "ttf.hosts.own_models",
     "ttf.models.ps_vit.PSViT": "ttf.hosts.own_models",
     "ttf.models.segmenter.Segmenter": "ttf.hosts.segmenter",
+    "ttf.models.detector.ViTDet": "ttf.hosts.vitdet",
+    "ttf.models.detector.SwinDet": "ttf.hosts.swin",
+    "ttf.models.swin.SwinTransformer": "ttf.hosts.swin",
+    "mmdet.models.backbones.swin.SwinTransformer": "ttf.hosts.mmdet_swin",
+    "ttf.models.dino.MMDetector": "ttf.hosts.mmdet_swin",
+    "mmdet.models.detectors.base.BaseDetector": "ttf.hosts.mmdet_swin",
 }
 WRAPPERS = {"_orig_mod": "torch.compile", "module": "DataParallel or DistributedDataParallel"}
 

@@ -59,7 +59,8 @@ def gmacs(model: nn.Module, shape: Sequence[int], image: Tensor | None = None) -
     counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
     try:
         with counter:
-            model.eval()(images.to(like.device, like.dtype))
+            model.eval()  # mmdet's Swin returns nothing of it
+            model(images.to(like.device, like.dtype))
     finally:
         for module, training in modes.items():
             module.training = training

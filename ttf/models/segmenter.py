@@ -227,11 +227,11 @@ def segmenter_l(num_classes: int = 150, **kwargs: Any) -> Segmenter:
     return Segmenter(num_classes=num_classes, **{**large, **kwargs})
 
 
-def encoder_from_timm(model: Segmenter, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of ``model`` with the encoder of a timm ViT, to fine-tune from; the decoder as it is.
+def encoder_from_timm(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of ``model`` with the encoder of a timm ViT, to fine-tune from; the rest as it is.
 
     Args:
-        model: of the ViT's width and depth, for images of any size.
+        model: with an ``Encoder`` of the ViT's width and depth, for images of any size.
         tensors: state dict of a timm ViT with a class token and 16x16 patches (vit_tiny_patch16_224 and so on), of
             square images. Its classifier is left out, its position table resized to the model's grid.
 
@@ -239,8 +239,12 @@ def encoder_from_timm(model: Segmenter, tensors: Mapping[str, Tensor]) -> dict[s
         For ``ttf.models.weights.load_strictly``, which names what does not fit.
 
     Raises:
-        ValueError: the position table is that of no square grid behind one class token.
+        ValueError: the model has no such encoder, or the position table is that of no square grid behind one class
+            token.
     """
+    encoder: Any = getattr(model, "encoder", None)
+    if not isinstance(encoder, Encoder):
+        raise ValueError(f"{type(model).__name__} has no plain ViT as its encoder: set encoder=null")
     if "pos_embed" not in tensors:
         raise ValueError("these are no weights of a timm ViT (no pos_embed): give a checkpoint of vit_*_patch16_*")
     table = tensors["pos_embed"]
@@ -251,6 +255,7 @@ def encoder_from_timm(model: Segmenter, tensors: Mapping[str, Tensor]) -> dict[s
             "give a ViT without distillation or register tokens"
         )
     taken = {name: value for name, value in tensors.items() if not name.startswith("head.")}
-    taken["pos_embed"] = resize_positions(table, (side, side), model.encoder.grid)
-    own = {name: value for name, value in model.state_dict().items() if name.startswith(("decoder.", "encoder.head."))}
+    taken["pos_embed"] = resize_positions(table, (side, side), encoder.grid)
+    left = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
+    own = left | {f"encoder.{name}": value for name, value in encoder.state_dict().items() if name.startswith("head.")}
     return {**own, **{f"encoder.{name}": value for name, value in taken.items()}}

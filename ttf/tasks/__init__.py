@@ -2,6 +2,7 @@
 
 from ttf.tasks.base import Task
 from ttf.tasks.classification import Classification
+from ttf.tasks.detection import Detection
 from ttf.tasks.segmentation import Segmentation
 
-__all__ = ["Classification", "Segmentation", "Task"]
+__all__ = ["Classification", "Detection", "Segmentation", "Task"]

@@ -11,13 +11,13 @@ from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from ttf.arguments import check_options
+from ttf.arguments import HOST_OPTIONS, check_options
 from ttf.results.store import SCHEMA, Row, signature
 from ttf.tasks.options import reduction
 
-COMMON = {"method", "preset", "ratio", "blocks", "rounding", "schedule", "recover", "recover_at"}
+COMMON = {"method", "preset", "ratio", "blocks", "rounding", "schedule", "recover", "recover_at", *HOST_OPTIONS}
 OF_FILES = {"_target_", "root", "complete", "transform"}  # of a data set: the digest says what they lead to
-OF_COMPRESSION = ("method", "schedule", "recover", "recover_at")
+OF_COMPRESSION = ("method", "schedule", "recover", "recover_at", *HOST_OPTIONS)
 KNOWN_LATER = ("data", "weights", "matrices")  # digests
 
 
@@ -50,6 +50,7 @@ def compression_settings(options: dict[str, Any] | None) -> Row:
     if options is None:
         return {"method": None, "schedule": None, "recover": None}
     back = {"recover": _recovery(options), **({"recover_at": at} if (at := options.get("recover_at")) else {})}
+    back |= {name: value for name, own in HOST_OPTIONS.items() if (value := options.get(name) or own) != own}
     if "calibrate" in options:  # its matrices say where it reduces
         return {"method": {"class": "PruneAndMerge", **options["calibrate"]}, "schedule": None, **back}
     own = {name: value for name, value in options.items() if name not in COMMON}
@@ -106,6 +107,4 @@ def key_of(config: Row) -> str:
 
 def baseline_of(config: Row) -> Row:
     """What predictions of the uncompressed model depend on, of a row's config: the key of their cache."""
-    return {
-        name: value for name, value in config.items() if name not in ("method", "schedule", "recover", "recover_at")
-    }
+    return {name: value for name, value in config.items() if name not in OF_COMPRESSION}

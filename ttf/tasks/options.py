@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ttf import processes
+from ttf.arguments import HOST_OPTIONS
 from ttf.building import build
 from ttf.tasks.base import Task
 
@@ -56,7 +57,8 @@ def reduction(cfg: DictConfig) -> dict[str, Any] | None:
     if cfg.method.get("method") == "none":
         return None
     resolved: Any = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("method", "schedule")}
-    back = {"recover": cfg.recover} | ({"recover_at": cfg.recover_at} if cfg.get("recover_at") else {})
+    chosen = {name: cfg[name] for name in ("recover_at", *HOST_OPTIONS) if cfg.get(name)}
+    back = {"recover": cfg.recover, **chosen}
     if "_target_" in cfg.method:  # published settings: a method that brings its own schedule
         return {**back, **build(cfg.method, _convert_="object")}
     if "calibrate" in resolved["method"]:  # the method comes from the model, see Run

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ttf.data.segmentation import Augmentation
 from ttf.data.transforms import preprocessing
 from ttf.tasks.windows import Inference
+from ttf.training import boxes
 from ttf.training.evaluation import MeanIoU, Score, Top1
 
 Transform = Callable[..., Any]
@@ -63,7 +64,18 @@ def _segmentation(model: nn.Module, cfg: DictConfig) -> Kind:
     return Kind(Augmentation(**options, **statistics) if options else whole, whole, MeanIoU())
 
 
-KINDS = {"cls": _classification, "seg": _segmentation}
+def _detection(model: nn.Module, cfg: DictConfig) -> Kind:
+    """``ttf.training.boxes.Augmentation`` with the options ``augment``; without these the images as they are."""
+    if cfg.mixing is not None:
+        raise ValueError("mixup and cutmix mix labels of whole images: set mixing=null for detection")
+    known: Any = model
+    how = known.pretrained_cfg
+    fixed = {"size": how["input_size"][1:], "mean": tuple(how["mean"]), "std": tuple(how["std"])}
+    still, options = boxes.Preparation(**fixed), _options(cfg.augment)
+    return Kind(still if options is None else boxes.Augmentation(**fixed, **options), still, boxes.AveragePrecision())
+
+
+KINDS = {"cls": _classification, "seg": _segmentation, "det": _detection}
 
 
 def kind_of(model: nn.Module, cfg: DictConfig) -> Kind:

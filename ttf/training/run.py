@@ -18,7 +18,7 @@ from ttf.building import build
 from ttf.calibration import calibrate_on, load_matrices, save_matrices
 from ttf.data.files import atomic_write
 from ttf.metrics.paired import mcnemar
-from ttf.models.segmenter import Segmenter, encoder_from_timm
+from ttf.models.segmenter import encoder_from_timm
 from ttf.models.weights import load_model, load_strictly, save_weights
 from ttf.results.store import Row, signature, write_json
 from ttf.tasks.options import reduction
@@ -108,8 +108,6 @@ class FineTuning:
         with self.engine.main_process_first():  # which downloads where that is needed
             model = load_model(cfg.model, *places) if cfg.pretrained else build(cfg.model.network)
             if cfg.encoder is not None:
-                if not isinstance(model, Segmenter):
-                    raise ValueError(f"encoder is for a Segmenter from scratch, and this is {cfg.model.name}: set null")
                 tensors = load_model(cfg.encoder, *places).state_dict()
                 load_strictly(model, encoder_from_timm(model, tensors), cfg.encoder.name)
         return model.to(self.engine.device)

@@ -86,5 +86,5 @@ def test_a_segmenter_starts_from_a_trained_encoder_and_is_evaluated_by_miou(conf
 
 
 def test_an_encoder_for_another_model_is_refused(configured: Any) -> None:
-    with pytest.raises(ValueError, match="encoder is for a Segmenter from scratch"):
+    with pytest.raises(ValueError, match="has no plain ViT as its encoder"):
         FineTuning(configured("model=vit_mini", "data=scenes_train"))
