@@ -176,7 +176,7 @@ def _entered(block: Any, tokens: Tokens, place: Place, call: Call, keep: int, re
         view = replace(view, sizes=tokens.sizes, block=place.number, depth=plan.depth, grid=_grid(tokens, plan))
         y, reduction = plan.method(view, keep)
         found.append(_reduced(tokens, view, y, reduction, plan))
-        _tell(plan, place.number, reduction)
+        tell(plan, place.number, reduction)
         return y, reduction
 
     x = plan.host.enter(block, tokens.x, request, call, reduce)

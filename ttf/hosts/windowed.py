@@ -67,10 +67,10 @@ class CompressedSwinBlock(Exchanged):
         if not reducing:
             return tokens._replace(x=host.feed_forward(self, view.x))
         if host.options["reduce_after"] == "attention":
-            after = step.reduced(tokens, replace(view, sizes=tokens.sizes, block=place.number))
+            after = step.reduced(tokens, replace(view, sizes=tokens.sizes, block=place.number, depth=place.plan.depth))
             return after._replace(x=host.feed_forward(self, after.x))
         x = host.feed_forward(self, view.x)
-        return step.reduced(tokens, replace(view, x=x, sizes=tokens.sizes, block=place.number))
+        return step.reduced(tokens, replace(view, x=x, sizes=tokens.sizes, block=place.number, depth=place.plan.depth))
 
 
 class _Step(NamedTuple):
@@ -171,5 +171,5 @@ def _chosen(view: LayerView, source: Tensor, grid: Size | None) -> LayerView:
     assert x is not None and groups
     return LayerView(
         x, 0, sizes=pick(view.sizes), scores=pick(view.scores), keys=pick(view.keys), normed=pick(view.normed),
-        value_norms=pick(view.value_norms), block=view.block, grid=grid,
+        value_norms=pick(view.value_norms), block=view.block, depth=view.depth, grid=grid,
     )  # fmt: skip

@@ -40,7 +40,7 @@ class Published:
         name: of the model's config.
         page: where a person fetches the file.
         licence: SPDX identifier.
-        top1, miou: published, in percent; one of the two.
+        top1, miou, ap: published, in percent; one of them.
         params_m: millions of parameters.
         preprocessing: of the published evaluation of a classifier.
         keys: where the tensors may lie in the file, the preferred place first.
@@ -60,6 +60,7 @@ class Published:
     source: str
     top1: float | None = None
     miou: float | None = None
+    ap: float | None = None
     preprocessing: Preprocessing | None = None
     hub: str | None = None
     url: str | None = None

@@ -6,6 +6,7 @@ import hashlib
 import math
 import pickle
 import re
+import sys
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -73,8 +74,15 @@ def _unnested(content: Any, prefer: Sequence[str]) -> Any:
     return content
 
 
+def _of_openmmlab() -> list[Any]:
+    """What files of OpenMMLab's runner hold beside the tensors: a history of numbers. Nothing where it is not loaded."""
+    module = sys.modules.get("mmengine.logging.history_buffer")
+    kept = [getattr(module, "HistoryBuffer")] if module else []  # noqa: B009 (mmengine has no types)
+    return [*kept, np.ndarray, getattr(np, "_core", np).multiarray._reconstruct] if kept else kept
+
+
 def _read_pickle(path: Path, prefer: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with torch.serialization.safe_globals(HARMLESS):
+    with torch.serialization.safe_globals([*HARMLESS, *_of_openmmlab()]):
         content = _unnested(torch.load(path, map_location="cpu", weights_only=True), prefer)
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"{path} holds no state dict (a mapping from names to tensors)")
