@@ -75,7 +75,7 @@ def _unnested(content: Any, prefer: Sequence[str]) -> Any:
 
 
 def _of_openmmlab() -> list[Any]:
-    """What files of OpenMMLab's runner hold beside the tensors: a history of numbers. Nothing where it is not loaded."""
+    """What files of OpenMMLab's runner hold beside the tensors: a history of numbers. None where it is not loaded."""
     module = sys.modules.get("mmengine.logging.history_buffer")
     kept = [getattr(module, "HistoryBuffer")] if module else []  # noqa: B009 (mmengine has no types)
     return [*kept, np.ndarray, getattr(np, "_core", np).multiarray._reconstruct] if kept else kept
