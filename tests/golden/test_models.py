@@ -28,6 +28,7 @@ from tests.golden.models import (
 from ttf.models.lv_vit import LVViT
 from ttf.models.mae import from_official, mae_vit
 from ttf.models.ps_vit import PSViT
+from ttf.models.swin import SwinBlock, SwinTransformer
 from ttf.models.t2t_vit import T2TViT, Transformer
 from ttf.models.trunk import Divide
 
@@ -85,8 +86,9 @@ def test_settings_that_the_tolerances_cannot_see(reference: Reference):
     own = not isinstance(model, VisionTransformer)
     assert {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)} == {1e-5 if own else 1e-6}
     assert {m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d)} <= {1e-5}
-    blocks = [m for m in model.modules() if isinstance(m, Block)]
-    assert {block.attn.scale for block in blocks} == {64**-0.5 if own else 80**-0.5}
+    blocks: list[Any] = [m for m in model.modules() if isinstance(m, Block | SwinBlock)]
+    scale = 32**-0.5 if isinstance(model, SwinTransformer) else 64**-0.5 if own else 80**-0.5
+    assert {block.attn.scale for block in blocks} == {scale}
     assert {m.approximate for m in model.modules() if isinstance(m, nn.GELU)} == {"none"}
     if isinstance(model, LVViT):
         assert {part.by for block in model.blocks for part in (block.ls1, block.ls2)} == {2.0}
@@ -137,7 +139,11 @@ def _check_input(x: Tensor, expected: dict[str, Any]) -> None:
     check_sums({"sum": x.double().sum().item(), "sum_sq": x.double().square().sum().item()}, expected)
 
 
-def _check_output(out: Tensor, expected: dict[str, Any]) -> None:
+def _check_output(out: Any, expected: dict[str, Any]) -> None:
+    if "feature maps" in expected:
+        for found, wanted in zip(out, expected["feature maps"], strict=True):
+            check_statistics(found, wanted)
+        return
     check_statistics(out, expected)
     if "argmax" in expected:  # classifiers; equal up to ties
         named = out.gather(1, torch.tensor(expected["argmax"]).unsqueeze(1)).squeeze(1)
@@ -151,6 +157,11 @@ def _check_more_inputs(model: nn.Module, golden: dict[str, Any]) -> None:
         x = draw_input(second["input"])
         _check_input(x, second["input"])
         _check_output(model(x), second["output"])
+    if "window_aligned_input" in golden:
+        aligned = golden["window_aligned_input"]
+        x = draw_input(aligned["input"])
+        _check_input(x, aligned["input"])
+        _check_output(model(x), aligned)
 
 
 @needs_data

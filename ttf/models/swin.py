@@ -71,7 +71,8 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.num_heads, self.scale = heads, (width // heads) ** -0.5
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+        places = torch.arange(window, device="cpu")  # a table, also of a model without memory
+        rows, columns = torch.meshgrid(places, places, indexing="ij")
         self.register_buffer("relative_position_index", relative_index(rows.flatten(), columns.flatten(), window))
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.attn_drop = nn.Dropout(0.0)

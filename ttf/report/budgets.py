@@ -2,7 +2,8 @@
 
 Options of the table: ``shown``, titles of the curves to draw (at most eight; all are in the table); ``depth``, how far
 below the uncompressed model the headline metric is drawn; ``notes``, words on a title for the legend; ``ranking``, a
-metric by which methods are ranked at equal cost; ``scatter``, a figure's name to a metric, drawn against the headline.
+metric by which methods are ranked at equal cost; ``scatter``, a figure's name to a metric, drawn against the headline;
+``quoted``, a sentence on the published numbers.
 """
 
 from __future__ import annotations
@@ -17,10 +18,7 @@ from ttf.report.tables import BUDGETS, Cells, Line, legend, table, task_of
 from ttf.results.costs import Row
 from ttf.results.measured import Measured, of_experiments, uncompressed
 
-LEGEND = (
-    "published: quoted, see the table's file in configs/tables; counted: GMACs from shapes alone, nothing was run. "
-    "Published GMACs leave out the decoder's attention and ToMe's matching."
-)
+LEGEND = "published: quoted, see the table's file in configs/tables; counted: GMACs from shapes alone, nothing was run."
 
 
 @dataclass(frozen=True)
@@ -131,8 +129,8 @@ def cells(curves: Curves) -> Cells:
     return table(lines, BUDGETS, quoted=quoted, task=curves.task)
 
 
-def sections(entries: Sequence[Curves]) -> tuple[list[tuple[str, Cells]], str]:
-    """Headings with cells, and the legend."""
+def sections(entries: Sequence[Curves], quoted: str = "") -> tuple[list[tuple[str, Cells]], str]:
+    """Headings with cells, and the legend; ``quoted``: a sentence on the published numbers."""
     words = legend(entries[0].task, BUDGETS)
     more = any(entry.counted or entry.published for entry in entries)
-    return [(entry.model, cells(entry)) for entry in entries], f"{words} {LEGEND}" if more else words
+    return [(entry.model, cells(entry)) for entry in entries], f"{words} {LEGEND} {quoted}".rstrip() if more else words

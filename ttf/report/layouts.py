@@ -44,7 +44,7 @@ def _budgets(spec: Any, rows: Sequence[Measured], options: Options) -> list[Path
     """The figure against GMACs with its table; further figures of the same rows where the table's file has them."""
     entries = budgets.gather(spec, rows, options.models, _costs(spec, options))
     chosen = spec.options
-    sections, legend = budgets.sections(entries)
+    sections, legend = budgets.sections(entries, chosen.get("quoted", ""))
     if "ranking" in chosen:
         sections = [("Best at equal cost", ranking(entries, chosen["ranking"])), *sections]
     written = [_table(spec, options, sections, legend), options.path("figures", spec.name)]
