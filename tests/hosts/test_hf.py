@@ -39,6 +39,14 @@ def test_compressed_tokens_equal_the_run_by_hand(name: str, build: Build, images
     torch.testing.assert_close(model(x).last_hidden_state, last_norm(encoder_of(model))(tokens), **CLOSE)
 
 
+def test_every_twin_records_its_hidden_states_once(build: Build, images: Images) -> None:
+    """transformers hooks the layers of a model when it first records: those of a twin are not the model's."""
+    model, x = ttf.apply(build(CLIP), **SOFT), images()
+    first, second = (ttf.twin(model)(x, output_hidden_states=True) for _ in range(2))
+    own = model(x, output_hidden_states=True)
+    assert same_tensors(first, second) and same_tensors(own, first) and len(own.hidden_states) == 7
+
+
 # ratio 1, remove
 
 

@@ -47,6 +47,16 @@ class Shapes:
         self.size = preprocessing(self._model).input_size
         self.patches = math.prod(hosts.find(self._model).grid(self._model, self.size[1:]))
 
+    def parts(self) -> dict[str, float]:
+        """GMACs of the parts of a vision-language model, as it was counted last; none of other models."""
+        if not hasattr(self._model, "features"):
+            return {}
+        from ttf.tasks.vqa import costs  # the parts are those of its rows
+
+        with self._mode:
+            found = costs(self._model, torch.zeros(1, *self.size))
+        return {name: round(value, 4) for name, value in found.items()}
+
     def gmacs(self, options: dict[str, Any] | None) -> float:
         """GMACs of one image or window.
 
@@ -93,8 +103,9 @@ def counted(cfg: DictConfig) -> Row:
     """
     check_pair(cfg)
     try:
-        gmacs = Shapes(cfg.model.get("counted") or cfg.model.network).gmacs(_options(cfg))
+        shapes = Shapes(cfg.model.get("counted") or cfg.model.network)
+        gmacs = shapes.gmacs(_options(cfg))
     except ValueError as error:
         raise ValueError(f"{cfg.name}: {error}") from error
     known = {"experiment": cfg.name, "title": cfg.title, "model": cfg.model.name}
-    return {**known, **_setting(cfg), "gmacs": round(gmacs, 4)}
+    return {**known, **_setting(cfg), "gmacs": round(gmacs, 4), **shapes.parts()}

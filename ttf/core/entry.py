@@ -129,8 +129,8 @@ def twin(model: nn.Module, change: Callable[[Plan], Plan] | None = None, hooks: 
             other.__dict__.update(module.__dict__)
             other.__dict__["_modules"] = {n: m if m is None else copied(m) for n, m in module._modules.items()}
             other.__dict__["_compiled_call_impl"] = None
-            if not hooks:
-                other.__dict__.update({name: OrderedDict() for name in HOOKS})
+            # of its own: a library that hooks the twin (transformers, to record hidden states) hooks the twin alone
+            other.__dict__.update(_own_hooks(module) if hooks else {name: OrderedDict() for name in HOOKS})
             if change is not None and "ttf_place" in other.__dict__:
                 place = other.__dict__["ttf_place"]
                 other.__dict__["ttf_place"] = replace(place, plan=plan(place.plan))
@@ -140,6 +140,12 @@ def twin(model: nn.Module, change: Callable[[Plan], Plan] | None = None, hooks: 
     for path, module in model.named_modules():
         _rebind(module, path, made)
     return whole
+
+
+def _own_hooks(module: nn.Module) -> dict[str, Any]:
+    """Copies of the dictionaries that hold a module's hooks, and what torch notes of each hook."""
+    notes = ("_with_kwargs", "_always_called")
+    return {n: v.copy() for n, v in vars(module).items() if n.endswith(("_hooks", *notes)) and isinstance(v, dict)}
 
 
 def _rebind(module: nn.Module, path: str, made: dict[int, Any]) -> None:

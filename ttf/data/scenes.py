@@ -10,7 +10,7 @@ Shapes: S side in pixels (96), K objects of a scene.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +30,13 @@ FOCAL = 48.0  # pixels: an object of one metre at depth z is FOCAL / z pixels hi
 MAIN_SIZE = (42, 64)
 OTHER_SIZE = (14, 26)
 MAX_OTHERS = 4
+# of scenes whose digits lie apart
+APART = 1
+LARGEST_SIZE = (42, 50)
+SMALLER_SIZE = (27, 35)
+MAX_APART = 4
+MAX_COVER = 0.08
+TRIES = 60
 
 
 @dataclass(frozen=True)
@@ -114,18 +121,8 @@ def _boxes(instances: np.ndarray, objects: list[_Object]) -> tuple[np.ndarray, n
     return np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64)
 
 
-def compose(seed: int, index: int, split: str = "train") -> Scene:
-    """Scene ``index`` of ``split``: a large near digit, up to four small far ones, coloured clutter behind.
-
-    Args:
-        seed: seed of the whole data set.
-        index: number of the scene, >= 0.
-        split: "train" or "test"; the digits of the two are disjoint.
-    """
-    rng = np.random.default_rng((seed, index, int(split == "test")))
-    others = [_place(rng, split, OTHER_SIZE) for _ in range(int(rng.integers(1, MAX_OTHERS + 1)))]
-    main = _place(rng, split, MAIN_SIZE)
-    objects = [*sorted(others, key=lambda o: -o.depth), main]  # far to near, so that near ones cover far ones
+def _painted(rng: np.random.Generator, objects: list[_Object]) -> Scene:
+    """Objects on a background, far ones first; the class is the digit of the last, nearest one."""
     canvas = _background(rng)
     mask = np.zeros((SIDE, SIDE), np.uint8)
     instances = np.zeros((SIDE, SIDE), np.uint8)
@@ -141,7 +138,49 @@ def compose(seed: int, index: int, split: str = "train") -> Scene:
         depth[window][solid] = thing.depth
     boxes, box_labels = _boxes(instances, objects)
     image = (np.clip(canvas, 0.0, 1.0) * 255).round().astype(np.uint8)
-    return Scene(image, main.digit, mask, boxes, box_labels, depth)
+    return Scene(image, objects[-1].digit, mask, boxes, box_labels, depth)
+
+
+def compose(seed: int, index: int, split: str = "train") -> Scene:
+    """Scene ``index`` of ``split``: a large near digit, up to four small far ones, coloured clutter behind.
+
+    Args:
+        seed: seed of the whole data set.
+        index: number of the scene, >= 0.
+        split: "train" or "test"; the digits of the two are disjoint.
+    """
+    rng = np.random.default_rng((seed, index, int(split == "test")))
+    others = [_place(rng, split, OTHER_SIZE) for _ in range(int(rng.integers(1, MAX_OTHERS + 1)))]
+    main = _place(rng, split, MAIN_SIZE)
+    # far to near, so that near ones cover far ones
+    return _painted(rng, [*sorted(others, key=lambda o: -o.depth), main])
+
+
+def _covers(a: _Object, b: _Object) -> float:
+    """Area that the squares of two objects share, over that of the smaller one."""
+    (one, other) = ((a.left, a.top, a.alpha.shape[0]), (b.left, b.top, b.alpha.shape[0]))
+    sides = [min(one[i] + one[2], other[i] + other[2]) - max(one[i], other[i]) for i in (0, 1)]
+    return max(0, sides[0]) * max(0, sides[1]) / min(one[2], other[2]) ** 2
+
+
+def compose_apart(seed: int, index: int, split: str = "train") -> Scene:
+    """Scene ``index`` of 2 to 4 digits that hardly overlap, one of them clearly the largest: those that one can name.
+
+    Args:
+        seed, index, split: see ``compose``; the same numbers give another scene here.
+    """
+    rng = np.random.default_rng((seed, index, int(split == "test"), APART))
+    wanted, objects = int(rng.integers(2, MAX_APART + 1)), [_place(rng, split, LARGEST_SIZE)]
+    for _ in range(wanted - 1):
+        digit = _place(rng, split, SMALLER_SIZE)
+        corners = rng.integers(0, SIDE - digit.alpha.shape[0] + 1, (TRIES, 2)).tolist()
+        tries = (replace(digit, left=left, top=top) for left, top in corners)
+        free = (one for one in tries if all(_covers(one, there) < MAX_COVER for there in objects))
+        objects += [found] if (found := next(free, None)) else []  # none: no room is left
+    return _painted(rng, objects[::-1])
+
+
+LAYOUTS = {"near": compose, "apart": compose_apart}
 
 
 class SceneClassification(Dataset[tuple[torch.Tensor, ...]]):
@@ -154,6 +193,7 @@ class SceneClassification(Dataset[tuple[torch.Tensor, ...]]):
         patch: side of a patch in pixels: a third item, (S / patch, S / patch) int64, holds the semantic label of each
             patch's centre.
         transform: from a PIL image to a tensor.
+        layout: "near": a large digit in front of small ones; "apart": 2 to 4 digits that hardly overlap.
     """
 
     classes: ClassVar[list[str]] = [str(d) for d in range(NUM_CLASSES)]
@@ -165,24 +205,29 @@ class SceneClassification(Dataset[tuple[torch.Tensor, ...]]):
         seed: int = 0,
         patch: int | None = None,
         transform: Callable[[Image.Image], torch.Tensor] | None = None,
+        layout: str = "near",
     ) -> None:
         self.split, self.length, self.seed, self.patch, self.transform = split, length, seed, patch, transform
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+        self.layout, self.compose = layout, LAYOUTS[layout]
 
     def __len__(self) -> int:
         return self.length
 
     def image(self, index: int) -> Image.Image:
         """Scene ``index`` as a picture."""
-        return Image.fromarray(compose(self.seed, index, self.split).image)
+        return Image.fromarray(self.compose(self.seed, index, self.split).image)
 
     def digest(self) -> str:
         """Identity of the set."""
-        return f"scenes-{GENERATOR}-{self.split}-{self.seed}-{self.length}"
+        name = "scenes" if self.layout == "near" else f"scenes-{self.layout}"
+        return f"{name}-{GENERATOR}-{self.split}-{self.seed}-{self.length}"
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         if not 0 <= index < self.length:
             raise IndexError(index)
-        scene = compose(self.seed, index, self.split)
+        scene = self.compose(self.seed, index, self.split)
         image = Image.fromarray(scene.image)
         item = (self.transform(image) if self.transform else image), scene.label
         if self.patch is None:

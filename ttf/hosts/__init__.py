@@ -16,6 +16,7 @@ SUPPORTED: dict[str, str | Make] = {
     "transformers.modeling_utils.PreTrainedModel": "ttf.hosts.hf",
     "timm.models.eva.Eva": "ttf.hosts.timm_eva",
     "ttf.models.hf.HubClassifier": "ttf.hosts.hf",
+    "ttf.models.llava.VisionLanguageModel": "ttf.hosts.hf",
     "ttf.models.lv_vit.LVViT": "ttf.hosts.own_models",
     "ttf.models.t2t_vit.T2TViT": "ttf.hosts.own_models",
     "ttf.models.ps_vit.PSViT": "ttf.hosts.own_models",

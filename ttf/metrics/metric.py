@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,11 +64,15 @@ class Metric:
     log: bool = False
 
     def text(self, value: float) -> str:
-        """A value without its unit."""
+        """A value without its unit; nothing for NaN, where the outcomes say nothing of the metric."""
+        if math.isnan(value):
+            return ""
         return f"{value:.0e}" if self.small and value != 0 and abs(value) < 1e-3 else f"{value:.{self.decimals}f}"
 
     def bracketed(self, estimate: Estimate) -> str:
         """A value with its interval, without the unit."""
+        if math.isnan(estimate.value):
+            return ""
         return f"{self.text(estimate.value)} [{self.text(estimate.low)}, {self.text(estimate.high)}]"
 
     @property
@@ -145,5 +150,6 @@ def named(task: str, name: str) -> Metric:
 
 
 def measure(task: str, outcomes: ImageOutcomes) -> dict[str, dict[str, Any]]:
-    """All metrics of a task as rows of results keep them: name to value and ci95."""
-    return {metric.name: metric.estimate(outcomes).plain() for metric in of_task(task)}
+    """All metrics of a task as rows of results keep them: name to value and ci95; without those that are NaN."""
+    found = {metric.name: metric.estimate(outcomes) for metric in of_task(task)}
+    return {name: estimate.plain() for name, estimate in found.items() if not math.isnan(estimate.value)}

@@ -210,11 +210,13 @@ def _of_transformers(model: Any) -> Path | None:
         name = str(model.network.name)
     except OmegaConfBaseException:  # nobody has named one
         return None
-    local = Path(name) / "model.safetensors"
-    if local.is_file():
-        return local
-    cached = None if Path(name).is_absolute() else try_to_load_from_cache(name, "model.safetensors")
-    return Path(cached) if isinstance(cached, str) else None
+    for file in ("model.safetensors", "model.safetensors.index.json"):
+        if (Path(name) / file).is_file():
+            return Path(name) / file
+        cached = None if Path(name).is_absolute() else try_to_load_from_cache(name, file)
+        if isinstance(cached, str):
+            return Path(cached)
+    return None
 
 
 def _candidates(model: Any, folder: str | Path | None, downloads: str | Path | None) -> list[Path]:

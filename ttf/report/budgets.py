@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ttf.metrics import Metric, headline
+from ttf.metrics import Metric, headline, of_task
 from ttf.report import styles
 from ttf.report.tables import BUDGETS, Cells, Line, legend, table, task_of
 from ttf.results.costs import Row
@@ -97,11 +97,12 @@ def _share(gmacs: float, whole: float | None) -> str:
     return f"{100 * gmacs / whole:.1f}" if whole else ""
 
 
-def _counted(row: Row, whole: float | None) -> dict[str, str]:
+def _counted(row: Row, whole: float | None, task: str) -> dict[str, str]:
     blocks = "every block" if row["blocks"].count(",") > 10 else row["blocks"].strip("[]") or "default blocks"
     setting = f"{row['ratio']} at {blocks}" if row["ratio"] else ""
     gmacs = float(row["gmacs"])
     cells = {"title": f"{row['title']}, counted", "setting": setting}
+    cells |= {m.name: f"{float(row[m.name]):.2f}" for m in of_task(task) if row.get(m.name)}
     return cells | {"gmacs": f"{gmacs:.2f}", "share": _share(gmacs, whole)}
 
 
@@ -111,10 +112,13 @@ def _published(curves: Curves) -> list[dict[str, str]]:
     found = []
     for line in curves.published:
         cells = {"title": f"{line['method']}, published", "setting": str(line.get("setting", ""))}
-        cells |= {"gmacs": str(line["gmacs"]), "headline": str(line[metric.name])}
-        if base is not None:
+        cells |= {"headline": str(line.get(metric.name, "")), "gmacs": str(line.get("gmacs", ""))}
+        cells |= {m.name: str(line[m.name]) for m in of_task(curves.task) if m.name in line}
+        if base is not None and "gmacs" in line:
+            cells["share"] = _share(line["gmacs"], base["gmacs"])
+        if base is not None and metric.name in line:
             lost = metric.lost(base[metric.name], line[metric.name])
-            cells |= {"share": _share(line["gmacs"], base["gmacs"]), "loss": "" if line is base else metric.text(lost)}
+            cells["loss"] = "" if line is base else metric.text(lost)
         found.append(cells)
     return found
 
@@ -125,7 +129,7 @@ def cells(curves: Curves) -> Cells:
     if curves.base is not None:
         lines.append(Line("uncompressed", curves.base, curves.base))
         lines += [Line(title, m, curves.base) for title, rows in curves.methods.items() for m in rows]
-    quoted = [*(_counted(row, curves.whole) for row in curves.counted), *_published(curves)]
+    quoted = [*(_counted(row, curves.whole, curves.task) for row in curves.counted), *_published(curves)]
     return table(lines, BUDGETS, quoted=quoted, task=curves.task)
 
 

@@ -51,7 +51,10 @@ def _curve(axes: Axes, rows: Sequence[Measured], base: Measured, metric: Metric,
 
 def _published(axes: Axes, curves: Curves, metric: Metric, looks: Styles) -> None:
     for name in dict.fromkeys(line["method"] for line in curves.published):
-        lines = [line for line in curves.published if line["method"] == name]
+        drawable = (line for line in curves.published if {"gmacs", metric.name} <= line.keys())
+        lines = [line for line in drawable if line["method"] == name]
+        if not lines:
+            continue
         style = {**looks[PUBLISHED_NAMES.get(name, name)], "linestyle": "none", "markerfacecolor": "none"}
         points = [[float(line[key]) for line in lines] for key in ("gmacs", metric.name)]
         axes.plot(*points, **{**style, "label": f"{name}, published"})

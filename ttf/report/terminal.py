@@ -37,6 +37,9 @@ def print_row(row: Row, console: Console | None = None) -> None:
     speed = (row["throughput"] or {}).get("compressed")
     if speed:
         table.add_row("speed-up", f"{speed['speed_up']:.2f}x (batch {row['throughput']['batch_size']})")
+    for part, speeds in (row["throughput"] or {}).get("parts", {}).items():
+        if "compressed" in speeds:
+            table.add_row(f"speed-up, {part}", f"{speeds['compressed']['speed_up']:.2f}x")
     bad = row["bad_images"]
     table.add_row("images", f"{row['images']}" + (f", {len(bad)} unreadable" if bad else ""))
     (console or Console()).print(table)

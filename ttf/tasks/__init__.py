@@ -4,5 +4,6 @@ from ttf.tasks.base import Task
 from ttf.tasks.classification import Classification
 from ttf.tasks.detection import Detection
 from ttf.tasks.segmentation import Segmentation
+from ttf.tasks.vqa import QuestionAnswering
 
-__all__ = ["Classification", "Detection", "Segmentation", "Task"]
+__all__ = ["Classification", "Detection", "QuestionAnswering", "Segmentation", "Task"]

@@ -27,6 +27,24 @@ def trained_weights(cfg: DictConfig) -> Path:
     return Path(cfg.paths.trained) / cfg.name / f"{cfg.model.name}.safetensors"
 
 
+def check_fetched(cfg: DictConfig) -> None:
+    """Raise ``MissingError`` where a model that is not downloaded by itself is not here: what to fetch, and where to.
+
+    Args:
+        cfg: whose model may have ``fetch``: size in GB and licence of what its name stands for on the hub.
+    """
+    told = cfg.model.get("fetch")
+    if not told or cfg.checkpoint or at_hand(cfg.model, cfg.paths.weights, cfg.paths.downloads):
+        return
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    name = cfg.model.network.name
+    raise MissingError(
+        f"no weights of {name} on this machine. Fetch them: hf download {name} ({told.gigabytes} GB, {told.licence}), "
+        f"into {HF_HUB_CACHE}; or give network.name=FOLDER, where they lie as save_pretrained writes them"
+    )
+
+
 class Machine:
     """What is here, looked up once a data set and a model."""
 

@@ -17,6 +17,7 @@ import ttf
 from ttf import processes
 from ttf.data.subset import ImageSet, OnBadImage, Shuffled, check_on_bad_image
 from ttf.metrics import measure
+from ttf.metrics.outcomes import count
 from ttf.results.store import Row
 
 Compression = Callable[[], AbstractContextManager[Any]]
@@ -37,7 +38,7 @@ class Outcomes:
     @property
     def count(self) -> int:
         """Number of images."""
-        return len(next(iter(self.images.values())))
+        return count(self.images)
 
 
 class Bar:
@@ -170,6 +171,10 @@ class Task(ABC):
             baseline: what predictions of the uncompressed model depend on, for the cache; None: they are not kept.
             label: for the progress bar.
         """
+
+    def timed(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Parts of a model that are timed by themselves, modules from images, beside the whole; none by default."""
+        return {}
 
     def metrics(self, images: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
         """Values and 95 % intervals of outcomes, by name of the metric."""

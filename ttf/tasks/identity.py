@@ -17,7 +17,7 @@ from ttf.tasks.options import reduction
 
 COMMON = {"method", "preset", "ratio", "blocks", "rounding", "schedule", "recover", "recover_at", *HOST_OPTIONS}
 OF_FILES = {"_target_", "root", "complete", "transform"}  # of a data set: the digest says what they lead to
-OF_COMPRESSION = ("method", "schedule", "recover", "recover_at", *HOST_OPTIONS)
+OF_COMPRESSION = ("method", "schedule", "recover", "recover_at", "order", *HOST_OPTIONS)
 KNOWN_LATER = ("data", "weights", "matrices")  # digests
 
 
@@ -78,6 +78,20 @@ def model_settings(cfg: DictConfig) -> Row:
     return found | ({"fine_tuned": cfg.name} if cfg.finetuned and not cfg.checkpoint else {})
 
 
+def order_settings(cfg: DictConfig) -> Row:
+    """The order of short sequences, where a task reads one and it is not that of the image.
+
+    Raises:
+        ValueError: an order without a short sequence.
+    """
+    order = cfg.task.get("order", "raster")
+    if order == "raster":
+        return {}
+    if reduction(cfg) is None or cfg.recover:
+        raise ValueError(f"task.order={order} is the order of fewer tokens, and here are all of them: leave it out")
+    return {"order": order}
+
+
 def settings(cfg: DictConfig) -> Row:
     """What can change the numbers of a run, as far as a composed config says it.
 
@@ -93,6 +107,7 @@ def settings(cfg: DictConfig) -> Row:
         "data_set": data_settings(cfg),
         "model": model_settings(cfg),
         **compression_settings(reduction(cfg)),
+        **order_settings(cfg),
         "dtype": cfg.dtype,
         "limit": cfg.limit,
         "seed": cfg.seed,

@@ -26,7 +26,7 @@ from ttf.methods.prune_and_merge import PruneAndMerge
 from ttf.models.weights import file_digest, fingerprint, load_model
 from ttf.results.rows import Rows
 from ttf.results.store import SCHEMA, Row, Store, signature
-from ttf.tasks.availability import trained_weights
+from ttf.tasks.availability import check_fetched, trained_weights
 from ttf.tasks.classification import Classification
 from ttf.tasks.identity import baseline_of, key_of, settings
 from ttf.tasks.options import check_pair, make_task, pick_device, pick_dtype, reduction
@@ -71,6 +71,7 @@ class Run:
         self.matrices = _matrices(cfg, self.checkpoint)
         self.dtype, self.reduction = pick_dtype(cfg.dtype), reduction(cfg)
         self.settings = settings(cfg)
+        check_fetched(cfg)
         self.task = make_task(cfg)
         self.model: nn.Module | None = None
         self.how: Row = {}
@@ -193,12 +194,17 @@ class Run:
         if not batch:
             return None
         images = torch.randn(batch, *self.task.input_size).to(self.device, self.dtype)
-        if self.reduction is None:
-            times = ttf.measure.interleaved({"uncompressed": model}, images, rounds)
-        else:
-            twin = ttf.apply(api.twin(model), **self.reduction)
-            times = ttf.measure.interleaved({"uncompressed": model, "compressed": twin}, images, rounds)
-        return {"batch_size": batch, "rounds": rounds, **{name: vars(speed) for name, speed in times.items()}}
+        models = {"uncompressed": model}
+        if self.reduction is not None:
+            models["compressed"] = ttf.apply(api.twin(model), **self.reduction)
+        times = {name: vars(speed) for name, speed in ttf.measure.interleaved(models, images, rounds).items()}
+        parts = [self.task.timed(one) for one in models.values()]
+        found = {
+            part: ttf.measure.interleaved(dict(zip(models, (own[part] for own in parts), strict=True)), images, rounds)
+            for part in parts[0]
+        }
+        named = {part: {name: vars(speed) for name, speed in speeds.items()} for part, speeds in found.items()}
+        return {"batch_size": batch, "rounds": rounds, **times} | ({"parts": named} if named else {})
 
 
 HIDDEN = ("paths.", "out=", "checkpoint=", "hydra.", "force=")  # of commands that rows keep

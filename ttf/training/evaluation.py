@@ -20,10 +20,16 @@ class Score(ABC):
     Attributes:
         name: of the figure, a column of the log.
         batch_size: images that go through the model together.
+        parts: names of figures of parts of the set, further columns of the log.
     """
 
     name: ClassVar[str]
     batch_size: ClassVar[int]
+    parts: ClassVar[tuple[str, ...]] = ()
+
+    def by_part(self, outcomes: Tensor) -> dict[str, float]:
+        """The figures of ``parts``."""
+        return {}
 
     @abstractmethod
     def of_batch(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -75,7 +75,18 @@ def _detection(model: nn.Module, cfg: DictConfig) -> Kind:
     return Kind(still if options is None else boxes.Augmentation(**fixed, **options), still, boxes.AveragePrecision())
 
 
-KINDS = {"cls": _classification, "seg": _segmentation, "det": _detection}
+def _answers(model: nn.Module, cfg: DictConfig) -> Kind:
+    """What the tower sees, and words; items are made by the data set."""
+    from ttf.models.llava import VisionLanguageModel  # transformers: not for every training
+    from ttf.training.answering import Answered, ModelReader
+
+    if cfg.augment is not None or cfg.mixing is not None:
+        raise ValueError("questions about an image are neither augmented nor mixed: set augment=null mixing=null")
+    assert isinstance(model, VisionLanguageModel)
+    return Kind(ModelReader(model), ModelReader(model), Answered())  # type: ignore[arg-type]
+
+
+KINDS = {"cls": _classification, "seg": _segmentation, "det": _detection, "vqa": _answers}
 
 
 def kind_of(model: nn.Module, cfg: DictConfig) -> Kind:

@@ -111,7 +111,7 @@ class Trainer:
         state["scaler"] = self.engine.scaler.state_dict() if self.engine.scaler is not None else None
         self.state.save(state | {"step": self.step, "seconds": self.seconds, "rows": self.rows})
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, ("step", "loss", "lr", self.score.name, "seconds"))
+        writer = csv.DictWriter(text, ("step", "loss", "lr", self.score.name, *self.score.parts, "seconds"))
         writer.writeheader()
         writer.writerows(self.rows)
         atomic_write(self.folder / "log.csv", lambda path: path.write_text(text.getvalue(), newline=""))
@@ -156,9 +156,11 @@ class Trainer:
         return loss
 
     def _evaluate(self, loss: float) -> str:
-        figure = self.score.percent(self.score.outcomes(self.model, self.test, self.engine, self.recipe.workers))
+        outcomes = self.score.outcomes(self.model, self.test, self.engine, self.recipe.workers)
+        figure = self.score.percent(outcomes)
+        parts = {name: round(value, 2) for name, value in self.score.by_part(outcomes).items()}
         lr = self.recipe.lr_at(self.step - 1, self.batches.total)
-        row = {"step": self.step, "loss": round(loss, 4), "lr": lr, self.score.name: round(figure, 2)}
+        row = {"step": self.step, "loss": round(loss, 4), "lr": lr, self.score.name: round(figure, 2), **parts}
         self.rows.append(row | {"seconds": round(self.seconds, 1)})
         if self.engine.is_main_process:
             self._save()

@@ -108,9 +108,18 @@ class FineTuning:
         with self.engine.main_process_first():  # which downloads where that is needed
             model = load_model(cfg.model, *places) if cfg.pretrained else build(cfg.model.network)
             if cfg.encoder is not None:
-                tensors = load_model(cfg.encoder, *places).state_dict()
-                load_strictly(model, encoder_from_timm(model, tensors), cfg.encoder.name)
+                own = (cfg.encoder.get("checkpoint") or cfg.checkpoint, *places[1:])
+                self._take_encoder(model, load_model(cfg.encoder, *own).state_dict())
         return model.to(self.engine.device)
+
+    def _take_encoder(self, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+        """Give the encoder of a dense model, or the tower of a LLaVA, the weights of a trained ViT."""
+        if "vqa" in self.cfg.model.tasks:
+            from ttf.models.llava_mini import take_tower  # transformers: not for every training
+
+            take_tower(model, tensors)
+        else:
+            load_strictly(model, encoder_from_timm(model, tensors), self.cfg.encoder.name)
 
     def _alone(self, work: Callable[[], object]) -> None:
         """Work of the main process, which the others wait for."""

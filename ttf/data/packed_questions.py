@@ -1,0 +1,165 @@
+"""Many questions about one scene behind one copy of its image tokens: what a language model is trained on.
+
+A question sees the image and itself alone, so the answers are those of separate prompts.
+Shapes: T ids of an item (a fixed number), n patches of the image, C channels of the tower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ttf.data.scene_questions import KINDS, Digits, SceneQuestions, ask
+from ttf.data.scenes import compose_apart
+
+IGNORED = -100
+AT_ONCE = 16  # scenes that the tower reads together
+EXIST = 0  # of KINDS: its questions are of the splits of POPE
+Stage = Mapping[str, Any]
+
+
+class Reader(Protocol):
+    """What a vision-language model does before its language model."""
+
+    def tokens(self, images: Sequence[Image.Image]) -> Sequence[Tensor]:
+        """What the tower sees of each image, (n, C)."""
+
+    def pieces(self, question: str) -> tuple[Tensor, Tensor]:
+        """Ids before and behind the image."""
+
+    def answer_ids(self, answer: str) -> Tensor:
+        """Ids of an answer with the end."""
+
+
+class _Seen(NamedTuple):
+    """What is kept of a scene: what the tower sees of it, the labels of its patches, and its digits."""
+
+    tokens: Tensor
+    labels: Tensor
+    digits: Digits
+
+
+class _Pack:
+    """Ids of questions one after the other, as long as they fit in ``room``."""
+
+    def __init__(self, before: Tensor, room: int) -> None:
+        self.ids, self.room, self.count = before.tolist(), room, 0
+        self.start = len(self.ids)
+        self.labels, self.kinds = [IGNORED] * self.start, [-1] * self.start
+        self.positions, self.segments = list(range(self.start)), [0] * self.start
+
+    def add(self, behind: Tensor, answer: Tensor, kind: int, patches: int) -> bool:
+        """Take on a question and its answer; False where there is no room."""
+        ids = [*behind.tolist(), *answer.tolist()]
+        if len(ids) - 1 > self.room:
+            return False
+        self.room -= len(ids) - 1
+        self.count += 1
+        asked = len(behind) - 1  # the last word of the prompt predicts the first of the answer
+        self.ids += ids[:-1]
+        self.labels += [*[IGNORED] * asked, *ids[asked + 1 :]]
+        self.kinds += [*[-1] * asked, *[kind] * len(answer)]
+        self.positions += range(self.start + patches, self.start + patches + len(ids) - 1)
+        self.segments += [self.count] * (len(ids) - 1)
+        return True
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """ids, labels, kinds, positions, segments: (T,) each; what is left of the room is a segment of its own."""
+        rows = ((self.ids, 0), (self.labels, IGNORED), (self.kinds, -1), (self.positions, 0), (self.segments, -1))
+        return tuple(torch.tensor([*row, *[fill] * self.room]) for row, fill in rows)
+
+
+class PackedQuestions(Dataset[tuple[Tensor, ...]]):
+    """Items (tokens (n, C), labels of patches (n,), ids, labels, kinds, positions, segments (T,) each).
+
+    Training items draw their questions anew every time a scene comes; test items have those of ``SceneQuestions``.
+
+    Args:
+        split: "train" or "test".
+        length: number of items.
+        seed: of the scenes.
+        scenes: how many different scenes; None: as many as items. What the tower sees of each is kept in memory.
+        room: ids of all questions of an item.
+        patch: side of a patch in pixels.
+        curriculum: stages, each with ``until`` (share of the items) and ``kinds`` (weights of the kinds of questions).
+        transform: the model's ``Reader``.
+
+    Raises:
+        ValueError: a stage with a kind that does not exist, or the last one ends before 1.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        length: int,
+        seed: int = 0,
+        scenes: int | None = None,
+        room: int = 160,
+        patch: int = 8,
+        curriculum: Sequence[Stage] = (),
+        transform: Reader | None = None,
+    ) -> None:
+        self.split, self.length, self.seed, self.scenes = split, length, seed, scenes or length
+        self.room, self.patch, self.curriculum, self.transform = room, patch, curriculum, transform
+        unknown = {kind for stage in curriculum for kind in stage["kinds"]} - set(KINDS)
+        if unknown or (curriculum and curriculum[-1]["until"] < 1):
+            raise ValueError(f"the curriculum must reach until: 1 with kinds among {', '.join(KINDS)}")
+        self.test, self._seen = SceneQuestions(split, self.scenes, seed), dict[int, _Seen]()
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def reader(self) -> Reader:
+        assert self.transform is not None
+        return self.transform
+
+    def _scene(self, index: int) -> _Seen:
+        """A scene; those that come next are made along with it, since the tower reads several at once much faster."""
+        if index not in self._seen:
+            places = [place for place in range(index, min(index + AT_ONCE, self.scenes)) if place not in self._seen]
+            scenes = [compose_apart(self.seed, place, self.split) for place in places]
+            tokens = self.reader.tokens([Image.fromarray(scene.image) for scene in scenes])
+            for place, scene, seen in zip(places, scenes, tokens, strict=True):
+                centres = scene.mask[self.patch // 2 :: self.patch, self.patch // 2 :: self.patch]
+                labels = torch.from_numpy(centres.astype(np.int64)).flatten()
+                self._seen[place] = _Seen(seen.half(), labels, Digits.of(scene))
+        return self._seen[index]
+
+    def _weights(self, item: int) -> np.ndarray:
+        """How often each kind is asked in an item."""
+        stage = next(s for s in self.curriculum if (item + 1) / self.length <= s["until"])
+        weights = np.array([stage["kinds"].get(kind, 0.0) for kind in KINDS], float)
+        return weights / weights.sum()
+
+    def _drawn(self, pack: _Pack, things: Digits, weights: np.ndarray, patches: int) -> None:
+        rng = np.random.default_rng(np.random.randint(2**31))  # the global one is seeded by (epoch, item)
+        while True:
+            kind = int(rng.choice(len(KINDS), p=weights))
+            drawn = ask(things, KINDS[kind], rng)
+            if drawn is not None and not self._add(pack, *drawn, kind, patches):
+                return
+            if drawn is None and weights[kind] == 1:
+                return
+
+    def _add(self, pack: _Pack, text: str, answer: str, kind: int, patches: int) -> bool:
+        return pack.add(self.reader.pieces(text)[1], self.reader.answer_ids(answer), kind, patches)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, ...]:
+        if not 0 <= item < self.length:
+            raise IndexError(item)
+        index = item % self.scenes
+        scene = self._scene(index)
+        pack, patches = _Pack(self.reader.pieces("")[0], self.room), len(scene.tokens)
+        if self.curriculum:
+            self._drawn(pack, scene.digits, self._weights(item), patches)
+        for one in [] if self.curriculum else self.test.questions(index):
+            kind = KINDS.index(one.part) if one.part in KINDS else EXIST
+            self._add(pack, one.text, one.answers[0], kind, patches)
+        return scene.tokens.float(), scene.labels, *pack.tensors()
