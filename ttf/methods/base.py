@@ -14,6 +14,8 @@ from torch import Tensor
 from ttf.ops.attention import Wanted
 from ttf.ops.reduction import Reduction
 
+ADDED = {"added": True}  # metadata of a field that a method got when there were rows of it: see ttf/tasks/identity.py
+
 
 @dataclass(frozen=True)
 class LayerView:

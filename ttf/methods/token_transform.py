@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ttf.methods.base import LayerView, Method
+from ttf.methods.base import ADDED, LayerView, Method
 from ttf.ops import fused, plain, transform
 from ttf.ops.attention import ScoreRows, Wanted, check_score_rows
 from ttf.ops.grid import grid_for, pooling_matrix, require_grid
@@ -19,9 +19,11 @@ from ttf.ops.reduction import DenseReduction, Reduction, behind_prefix
 Feature = Literal["x", "norm", "keys", "xk"]
 Selection = Literal["informative", "redundancy", "pool"]
 Similarity = Literal["cosine", "euclidean", "inverse"]
+Weights = Literal["sizes", "attention"]
 FEATURES = ("x", "norm", "keys", "xk")
 SELECTIONS = ("informative", "redundancy", "pool")
 SIMILARITIES = ("cosine", "euclidean", "inverse")
+WEIGHTS = ("sizes", "attention")
 
 
 def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
@@ -50,6 +52,8 @@ class TokenTransform(Method):
             cells, Table 8).
         similarity: "cosine" (Eq. 4), "euclidean" (minus the distance, without gate) or "inverse" (1 / (1 + distance),
             gated): the last two for Table 8.
+        weights: what an old token weighs in the means (Eq. 6) beside its share: its size, where these accumulate
+            ("sizes"), or that times its informativeness H ("attention", after MCTF; beyond the paper).
         normalise: assignment normalisation (Eq. 5); without it (Table 7) m is the gated similarity itself.
         scaling: later layers add log s to their attention logits (Eq. 7).
 
@@ -66,6 +70,7 @@ class TokenTransform(Method):
     score_rows: ScoreRows = "all"
     selection: Selection = "redundancy"
     similarity: Similarity = "cosine"
+    weights: Weights = field(default="sizes", metadata=ADDED)
     normalise: bool = True
     scaling: bool = True
 
@@ -74,6 +79,7 @@ class TokenTransform(Method):
         _one_of("feature", self.feature, FEATURES)
         _one_of("selection", self.selection, SELECTIONS)
         _one_of("similarity", self.similarity, SIMILARITIES)
+        _one_of("weights", self.weights, WEIGHTS)
         check_score_rows(self.score_rows)
 
     @property
@@ -81,7 +87,7 @@ class TokenTransform(Method):
         gated = ("kappa", "gate") if self.similarity == "euclidean" else ()  # distances have no gate in the softmax
         return (
             *(gated if self.normalise else ("tau", "gate")),  # without the softmax of Eq. 5 kappa alone is left of it
-            *(("score_rows",) if self.selection == "pool" else ()),
+            *(("score_rows",) if self.selection == "pool" and self.weights == "sizes" else ()),
         )
 
     @property
@@ -144,7 +150,8 @@ class TokenTransform(Method):
     @property
     def _is_operator(self) -> bool:
         """Whether this reading is one that ``ttf::transform`` has."""
-        return self.selection != "pool" and self.similarity == "cosine" and self.normalise
+        plain_means = self.normalise and self.weights == "sizes"
+        return self.selection != "pool" and self.similarity == "cosine" and plain_means
 
     def _one_by_one(
         self, view: LayerView, parts: tuple[Tensor, ...], keep: int, isolated: int, mass: Tensor | None
@@ -165,6 +172,9 @@ class TokenTransform(Method):
             kept = behind_prefix(index, isolated)
         shares = self._shares(similarities)
         sizes = plain.with_isolated(transform.transformed_sizes(shares, mass), isolated)
+        if self.weights == "attention":
+            attended = view.scores[:, isolated:].float()
+            mass = attended if mass is None else attended * mass
         return DenseReduction(sizes=sizes, kept=kept, assignment=shares, mass=mass, prefix=isolated, grid=cells)
 
 

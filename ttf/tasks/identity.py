@@ -22,10 +22,14 @@ KNOWN_LATER = ("data", "weights", "matrices")  # digests
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, dataclasses by class and fields: what JSON gives back."""
+    """Tuples as lists, dataclasses by class and fields: what JSON gives back.
+
+    A field that was added later is left out at its default, so that rows from before keep their identity.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         types = get_type_hints(type(value))
-        own = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        named = [f for f in fields(value) if not ("added" in f.metadata and getattr(value, f.name) == f.default)]
+        own = {f.name: _plain(getattr(value, f.name)) for f in named}
         return {"class": type(value).__name__} | {n: float(v) if types[n] is float else v for n, v in own.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
