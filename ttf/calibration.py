@@ -19,7 +19,7 @@ from ttf.data.files import atomic_write
 from ttf.methods.base import LayerView
 from ttf.methods.prune_and_merge import LayerMatrices, PruneAndMerge, importance_of_maps, matrices
 from ttf.methods.random_pruning import RandomPruning
-from ttf.models.weights import read_checkpoint
+from ttf.models.checkpoint_files import read as read_checkpoint
 from ttf.ops.attention import Wanted
 from ttf.schedule import KeepRatio, check_whole
 

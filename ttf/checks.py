@@ -34,7 +34,7 @@ def _fits(value: Any, wanted: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(_fits(value, one) for one in inner)
     if origin is Literal:
-        return isinstance(value, str)  # which words there are, the class itself says
+        return value in inner
     if origin is tuple or (origin is not None and origin not in (dict, Mapping) and issubclass(origin, Sequence)):
         listed = isinstance(value, Sequence) and not isinstance(value, str)
         return listed and all(_fits(one, inner[0]) for one in value)

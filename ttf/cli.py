@@ -76,6 +76,12 @@ def _no_such_key(text: str) -> str | None:
     return f"{found[1]} is no setting of this command{_neighbours(path, last)}"
 
 
+def _not_given(text: str) -> str | None:
+    """Of a value that has to be given, "Missing mandatory value: network.name"."""
+    found = re.search(r"[Mm]issing mandatory value: ([\w.]+)", text)
+    return f"{found[1]} is missing: add {found[1]}=VALUE" if found else None
+
+
 def _neighbours(path: Sequence[str], last: str) -> str:
     """Keys beside one that does not exist, of files that can be read without composing."""
     files = [experiments.CONFIGS / "eval.yaml"] if not path else list((experiments.CONFIGS / path[0]).glob("*.yaml"))
@@ -89,7 +95,7 @@ def one_line(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = error.__cause__
-        known = _no_such_file(text) or _no_such_key(text)
+        known = _no_such_file(text) or _no_such_key(text) or _not_given(text)
         if known is None and isinstance(error, MissingConfigException) is False and isinstance(cause, ValueError):
             return str(cause).splitlines()[0]
         lines = [line.strip() for line in text.splitlines()]
@@ -112,7 +118,9 @@ def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     @functools.wraps(function)
     def checked(cfg: DictConfig) -> Any:
         try:
-            check(cfg, HydraConfig.get().overrides.task if HydraConfig.initialized() else [])
+            if HydraConfig.initialized():
+                here = HydraConfig.get()
+                check(cfg, here.overrides.task, str(here.job.config_name))
             return function(cfg)
         except USER_ERRORS as error:
             if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:

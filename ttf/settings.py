@@ -1,76 +1,228 @@
-"""Settings of a run that are no group of their own: types, ranges, and whether the chosen method reads them.
+"""Settings of the commands: types, ranges, and whether the chosen method reads them.
 
-Imports neither torch nor timm.
+A dataclass a command, with the keys of its config that are no group. Imports neither torch nor timm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
 from ttf.checks import check_types
 
-WORDS = {
-    "dtype": ("float32", "float16", "bfloat16"),
-    "on_bad_image": ("stop", "skip"),
-    "on_missing": ("stop", "skip"),
-}
-RANGES: dict[str, tuple[float, float, str]] = {  # lowest, highest, in words; of a value that is given
-    "kappa": (-1, 1, "the gate threshold (Eq. 3), in [-1, 1]"),
-    "limit": (1, float("inf"), "a number of images, at least 1"),
-    "batch_size": (1, float("inf"), "images that go through the model together, at least 1"),
-    "workers": (0, float("inf"), "processes that read images, 0 or more"),
-}
 KNOBS = ("ratio", "kappa", "tau", "blocks")  # read where a method or a schedule has ${...} of them
-FOR_COMPRESSION = ("recover", "recover_at", "windows", "shift", "reduce_after")
+FOR_COMPRESSION = ("recover", "recover_at")
+LARGEST_TAU = 1e6  # the softmax is a maximum long before; from about 1e38 on it is not a number
+FEWEST_ROUNDS = 5  # of a median
+
+
+def number(default: Any, meaning: str, low: float = -math.inf, high: float = math.inf, above: float = -math.inf) -> Any:
+    """A field for a number, or for a list of them: from ``low`` to ``high``, larger than ``above``; None passes."""
+    return field(default=default, metadata={"meaning": meaning, "low": low, "high": high, "above": above})
+
+
+def count(default: Any, meaning: str, least: int = 1) -> Any:
+    """A field for a whole number, or for a list of them, of at least ``least``; None passes."""
+    return number(default, f"{meaning}, at least {least}", low=least)
+
+
+def listed(default: Any = None) -> Any:
+    """A field for a list that must not be empty; None passes."""
+    return field(default=default, metadata={"listed": True})
+
+
+def text(default: Any = None) -> Any:
+    """A field for a word that may be empty."""
+    return field(default=default, metadata={"empty": True})
+
+
+def _check_number(name: str, value: Any, said: Mapping[str, Any]) -> None:
+    for one in value if isinstance(value, Sequence) else [value]:
+        if one is not None and not (said["low"] <= one <= said["high"] and one > said["above"]):
+            raise ValueError(f"{name} is {said['meaning']}, got {one}")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Of ``configs/eval.yaml``; see there for what each says.
+class Command:
+    """Base: a value of another type, out of its range, or empty is a ``ValueError``."""
 
-    Raises:
-        ValueError: a value of another type, or out of its range.
-    """
+    def __post_init__(self) -> None:
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        check_types(type(self), values)
+        for one in fields(self):
+            value = values[one.name]
+            if "meaning" in one.metadata:
+                _check_number(one.name, value, one.metadata)
+            if value == "" and "empty" not in one.metadata:
+                raise ValueError(f"{one.name} is empty: give a value, or leave it out")
+            if isinstance(value, Sequence) and not value and ("listed" in one.metadata or "meaning" in one.metadata):
+                raise ValueError(f"{one.name} is an empty list: name at least one, or leave it out")
 
-    ratio: float = 0.7
-    kappa: float | None = None
-    tau: float | None = None
-    blocks: Sequence[int] | None = None
-    recover: bool | str = False
-    recover_at: str | None = None
-    windows: str | None = None
-    shift: str | None = None
-    reduce_after: str | None = None
+
+@dataclass(frozen=True)
+class Knobs(Command):
+    """What evaluation and training share; see ``configs/eval.yaml`` for what each says."""
+
+    name: str | None = None
+    title: str | None = None
+    ratio: float = number(0.7, "the share of tokens to keep and must be in (0, 1]", above=0, high=1)
+    kappa: float | None = number(None, "the gate threshold (Eq. 3), in [-1, 1]", low=-1, high=1)
+    tau: float | None = number(
+        None,
+        "the inverse temperature (Eq. 5) and must be above 0, at most 1e6",
+        above=0,
+        high=LARGEST_TAU,
+    )
+    blocks: Sequence[int] | None = listed()
+    recover: bool | Literal["nearest", "transpose"] = False
     checkpoint: str | None = None
     finetuned: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation(Knobs):
+    """Of ``configs/eval.yaml``."""
+
+    recover_at: str | None = None
     on_missing: Literal["stop", "skip"] = "stop"
-    limit: int | None = None
-    seed: int = 0
-    batch_size: int = 50
-    workers: int = 0
+    limit: int | None = count(None, "a number of images")
+    seed: int = number(0, "a number from 0 to 2**31", low=0, high=2**31)
+    batch_size: int = count(50, "images that go through the model together")
+    workers: int = count(0, "processes that read images", least=0)
     on_bad_image: Literal["stop", "skip"] = "stop"
     device: str = "auto"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     out: str | None = None
     force: bool = False
 
-    def __post_init__(self) -> None:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        check_types(Settings, values)
-        for name, words in WORDS.items():
-            if values[name] not in words:
-                raise ValueError(f"{name} must be one of {', '.join(words)}, got {values[name]!r}")
-        for name, (low, high, meaning) in RANGES.items():
-            if values[name] is not None and not low <= values[name] <= high:
-                raise ValueError(f"{name} is {meaning}, got {values[name]}")
-        if not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio is the share of tokens to keep and must be in (0, 1], got {self.ratio}")
-        if self.tau is not None and not self.tau > 0:
-            raise ValueError(f"tau is the inverse temperature (Eq. 5) and must be above 0, got {self.tau}")
+
+@dataclass(frozen=True)
+class Benchmark(Evaluation):
+    """Of ``configs/benchmark.yaml``."""
+
+    batch: Sequence[int] | None = count(None, "images of a forward pass")
+    modes: Sequence[Literal["eager", "compiled", "autotune", "graphs", "onnx"]] = listed(("eager",))
+    rounds: int = number(9, f"a number of rounds, and a median needs at least {FEWEST_ROUNDS}", low=FEWEST_ROUNDS)
+    seconds: float | None = number(None, "a time, above 0", above=0)
+    pixels: Sequence[int] | None = count(None, "sides of images")
+    experiments: Sequence[str] | None = listed()
+    table: str | None = None
+    benchmark: str | None = None
+    csv: str | None = None
+
+
+@dataclass(frozen=True)
+class Picture(Evaluation):
+    """Of ``configs/visualize.yaml`` and ``configs/masks.yaml``."""
+
+    pick: Sequence[int] | None = count(None, "positions in the shuffle", least=0)
+    ways: Sequence[str] | None = listed()
+    figures: str = "figures"
+    figure: str = "figure.png"
+
+
+@dataclass(frozen=True)
+class Matrices(Evaluation):
+    """Of ``configs/matrices.yaml``."""
+
+    block: int = count(3, "the number of a block", least=0)
+    pick: int = count(2, "a position in the shuffle", least=0)
+    columns: Literal["sorted", "raster"] = "sorted"
+    suffix: str = text("")
+    figures: str = "figures"
+
+
+@dataclass(frozen=True)
+class Costs(Evaluation):
+    """Of ``configs/roofline.yaml`` and ``configs/operators.yaml``."""
+
+    batch: int = count(16, "images of a forward pass")
+    pixels: int | None = count(None, "the side of the images")
+    rounds: int = count(7, "a number of rounds")
+    threads: int | None = count(None, "a number of threads")
+    csv: str = "costs.csv"
+
+
+@dataclass(frozen=True)
+class Demo(Evaluation):
+    """Of ``configs/demo.yaml``."""
+
+    demo_folder: str = "demo"
+    figure_images: int = count(3, "images of the figure")
+
+
+@dataclass(frozen=True)
+class Finetune(Knobs):
+    """Of ``configs/finetune.yaml``."""
+
+    output: str = "training"
+    half: bool = False
+    pretrained: bool = True
+    device: Literal["auto", "cpu"] = "auto"
+
+
+@dataclass(frozen=True)
+class Rows(Command):
+    """Of ``configs/sweep.yaml``, ``table.yaml``, ``figure.yaml`` and ``report.yaml``."""
+
+    table: str | None = None
+    figure: str | None = None
+    scale: str = "tiny"
+    list: bool = False
+    overrides: Sequence[str] = ()
+    force: bool = False
+    publish: bool = False
+    models: Sequence[str] | None = listed()
+    suffix: str = text("")
+    compare: bool = False
+
+
+COMMANDS: dict[str, type[Command]] = {
+    "eval": Evaluation,
+    "benchmark": Benchmark,
+    "visualize": Picture,
+    "masks": Picture,
+    "matrices": Matrices,
+    "roofline": Costs,
+    "operators": Costs,
+    "demo": Demo,
+    "finetune": Finetune,
+    **dict.fromkeys(("sweep", "table", "figure", "report"), Rows),
+}
+
+
+@dataclass(frozen=True)
+class Throughput(Command):
+    """The group ``throughput``."""
+
+    batch_size: int = count(16, "images of a forward pass", least=0)
+    rounds: int = count(7, "a number of rounds")
+
+
+@dataclass(frozen=True)
+class Mixing(Command):
+    """The group ``mixing``."""
+
+    mixup_alpha: float = number(0.8, "a concentration, at least 0", low=0)
+    cutmix_alpha: float = number(1.0, "a concentration, at least 0", low=0)
+    images: int = count(256, "images that share a draw")
+
+
+@dataclass(frozen=True)
+class Objective(Command):
+    """What the group ``objective`` may hold."""
+
+    label_smoothing: float = number(0.0, "shared by all classes, from 0 to 1", low=0, high=1)
+    alpha: float = number(0.5, "the weight of the teacher, from 0 to 1", low=0, high=1)
+    temperature: float = number(1.0, "a temperature, above 0", above=0)
+
+
+GROUPS: dict[str, type[Command]] = {"throughput": Throughput, "mixing": Mixing, "objective": Objective}
+NOWHERE = ("weights", "downloads")  # places that may be null
 
 
 def _raw(node: Any) -> dict[str, Any]:
@@ -113,20 +265,43 @@ def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
     raise ValueError(f"{', '.join(dict.fromkeys(unread))} would have no effect: {what}")
 
 
-def check(cfg: DictConfig, given: Sequence[str] = ()) -> None:
+def _check_values(kind: type[Command], name: str, node: Any) -> None:
+    """Raise ``ValueError`` for what a config says otherwise than its dataclass; other keys are groups."""
+    known = {one.name for one in fields(kind)}
+    values = {str(key): node[key] for key in node if key in known}
+    plain: Any = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
+    try:
+        kind(**plain)
+    except ValueError as error:
+        raise ValueError(f"{name}{error}") from None
+
+
+def _check_places(paths: DictConfig) -> None:
+    for name in paths:
+        value = paths[name]
+        if value is None and name in NOWHERE:
+            continue
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"paths.{name} must be the path of a folder, got {value!r}")
+
+
+def check(cfg: DictConfig, given: Sequence[str] = (), command: str = "eval") -> None:
     """Check a composed config before anything is loaded.
 
     Args:
         cfg: of any script.
         given: overrides of the command line.
+        command: its name, that of its config.
 
     Raises:
         ValueError: a value of another type or out of its range, one that has no effect, or one that no script reads.
     """
-    known = {field.name for field in fields(Settings)}
-    values = {str(name): cfg[name] for name in cfg if name in known}
-    plain: Any = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
-    Settings(**plain)
+    _check_values(COMMANDS.get(command, Evaluation), "", cfg)
+    for group, kind in GROUPS.items():
+        if cfg.get(group) is not None:
+            _check_values(kind, f"{group}.", cfg[group])
+    if "paths" in cfg:
+        _check_places(cfg.paths)
     added = [one.split("=")[0].lstrip("+") for one in given if one.startswith("+")]
     loose = [key for key in added if "." not in key and "/" not in key and "@" not in key]
     if loose:

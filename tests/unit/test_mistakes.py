@@ -20,10 +20,10 @@ MISTAKES = {
     # types and ranges
     "ratio=1.5": "error: ratio is the share of tokens to keep and must be in (0, 1], got 1.5",
     "kappa=2": "error: kappa is the gate threshold (Eq. 3), in [-1, 1], got 2",
-    "tau=0": "error: tau is the inverse temperature (Eq. 5) and must be above 0, got 0",
+    "tau=0": "error: tau is the inverse temperature (Eq. 5) and must be above 0, at most 1e6, got 0",
     "limit=0": "error: limit is a number of images, at least 1, got 0",
     "batch_size=0": "error: batch_size is images that go through the model together, at least 1, got 0",
-    "workers=-1": "error: workers is processes that read images, 0 or more, got -1",
+    "workers=-1": "error: workers is processes that read images, at least 0, got -1",
     "dtype=float8": "error: dtype must be one of float32, float16, bfloat16, got 'float8'",
     "on_bad_image=ignore": "error: on_bad_image must be one of stop, skip, got 'ignore'",
     "ratio=half": "error: ratio must be ",

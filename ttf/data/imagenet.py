@@ -11,35 +11,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from timm.data import ImageNetInfo
 from torch.utils.data import Dataset
 
+from ttf.data.reading import OTHER_SUFFIXES, SUFFIXES, read_image, shown, size_of
 from ttf.errors import MissingError
 
-SUFFIXES = {".jpeg", ".jpg", ".png"}
 VAL_NAME = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
 TRAIN_NAME = re.compile(r"n\d{8}_\d+\.JPEG")
 CLASSES = 1000
 SHOWN = 4
 VALPREP = "https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh"
 TREE = "expected ROOT/val/<wnid>/*.JPEG, for example ROOT/val/n01440764/ILSVRC2012_val_00000293.JPEG"
-
-
-class BadImageError(ValueError):
-    """An image file that cannot be read; the message names it.
-
-    Args:
-        path: the file.
-        reason: what the decoder said.
-    """
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-
-    def __str__(self) -> str:
-        return f"{self.args[0]} cannot be read ({self.args[1]}): replace it, or set on_bad_image=skip"
 
 
 @cache
@@ -61,14 +45,26 @@ WHOLE = {"val": Whole(50_000, 50, 50), "train": Whole(1_281_167, 732, 1300)}
 
 
 def _listing(folder: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the sub-folders and of the images in ``folder``."""
-    folders, images = [], []
+    """Sorted names of the sub-folders and of the images in ``folder``.
+
+    Raises:
+        ValueError: images in formats that are not read here.
+    """
+    folders, images, others = [], [], []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if suffix in SUFFIXES:
                 images.append(entry.name)
+            elif suffix in OTHER_SUFFIXES:
+                others.append(entry.name)
             elif entry.is_dir():
                 folders.append(entry.name)
+    if others:
+        raise ValueError(
+            f"{shown(folder)} has {len(others)} images in other formats ({shown(min(others))}), and only JPEG and PNG "
+            "are read: convert them, or move them elsewhere"
+        )
     return sorted(folders), sorted(images)
 
 
@@ -154,12 +150,7 @@ class ImageNetFolder(Dataset[tuple[Any, int]]):
 
     def image(self, index: int) -> Image.Image:
         """Image ``index`` as RGB. Raises ``BadImageError`` (a ``ValueError``) naming a file that cannot be read."""
-        path = self.samples[index][0]
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise BadImageError(path, str(error)) from error
+        return read_image(self.samples[index][0])
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image = self.image(index)
@@ -169,5 +160,6 @@ class ImageNetFolder(Dataset[tuple[Any, int]]):
         """Identity of the set: sha256 over the names and byte counts of its files."""
         digest = hashlib.sha256()
         for file, label in self.samples:
-            digest.update(f"{file.parent.name}/{file.name} {file.stat().st_size} {label}\n".encode())
+            line = f"{file.parent.name}/{file.name} {size_of(file)} {label}\n"
+            digest.update(line.encode(errors="surrogateescape"))
         return digest.hexdigest()

@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ttf.data.imagenet import SUFFIXES, BadImageError
+from ttf.data.reading import SUFFIXES, read_image, size_of
 from ttf.errors import MissingError
 
 IGNORED = 255
@@ -42,15 +42,6 @@ def _table(labels: dict[int, int]) -> np.ndarray:
     table = np.full(256, -1, np.int64)
     table[list(labels)] = list(labels.values())
     return table
-
-
-def open_image(path: Path, mode: str | None = None) -> Image.Image:
-    """A picture. Raises ``BadImageError`` (a ``ValueError``) naming a file that cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return image.convert(mode) if mode else image.copy()
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise BadImageError(path, str(error)) from error
 
 
 class SegmentationFolder(Dataset[tuple[Any, Tensor]]):
@@ -113,7 +104,7 @@ class SegmentationFolder(Dataset[tuple[Any, Tensor]]):
 
     def image(self, index: int) -> Image.Image:
         """Image ``index`` as RGB. Raises ``BadImageError`` (a ``ValueError``) naming a file that cannot be read."""
-        return open_image(self.samples[index][0], "RGB")
+        return read_image(self.samples[index][0])
 
     def mask(self, index: int) -> Tensor:
         """Mask ``index``, (H, W) int64.
@@ -123,7 +114,7 @@ class SegmentationFolder(Dataset[tuple[Any, Tensor]]):
             ValueError: the file holds colours, or labels that the data set does not have.
         """
         path = self.samples[index][1]
-        stored = open_image(path)
+        stored = read_image(path, rgb=False)
         if stored.mode not in ("L", "P"):
             raise ValueError(f"{path} is a picture of mode {stored.mode}: masks have one channel of 8-bit labels")
         values, table = np.asarray(stored), self.table(path)
@@ -149,7 +140,8 @@ class SegmentationFolder(Dataset[tuple[Any, Tensor]]):
         """Identity of the set: sha256 over the names and byte counts of its files."""
         digest = hashlib.sha256()
         for file in (file for sample in self.samples for file in sample):
-            digest.update(f"{file.relative_to(self.root).as_posix()} {file.stat().st_size}\n".encode())
+            line = f"{file.relative_to(self.root).as_posix()} {size_of(file)}\n"
+            digest.update(line.encode(errors="surrogateescape"))
         return digest.hexdigest()
 
 

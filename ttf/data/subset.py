@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from ttf.data.imagenet import BadImageError
+from ttf.data.reading import BadImageError
 
 OnBadImage = Literal["stop", "skip"]
 
@@ -24,7 +25,9 @@ class ImageSet(Protocol):
 
 
 class Shuffled(Dataset[Any]):
-    """The first ``limit`` images of a seeded shuffle, each as (index in the set, item or ``BadImageError``).
+    """The first ``limit`` images of a seeded shuffle, each as (index in the set, item or the error of reading it).
+
+    Errors are items, since an exception loses its type and its message on the way out of a process that reads images.
 
     Args:
         data: the whole set.
@@ -49,7 +52,7 @@ class Shuffled(Dataset[Any]):
         index = self.indices[position]
         try:
             return index, self.data[index]
-        except BadImageError as error:
+        except ValueError as error:
             return index, error
 
 
@@ -84,16 +87,29 @@ def check_on_bad_image(value: str) -> None:
         raise ValueError(f"on_bad_image must be stop or skip, got {value!r}")
 
 
-class Collate:
-    """Batch of the readable items, and the errors of the others. With "stop" the first error is raised."""
+Batch = tuple[list[int], Any, list[ValueError]]
 
-    def __init__(self, on_bad_image: OnBadImage = "stop") -> None:
-        check_on_bad_image(on_bad_image)
-        self.on_bad_image = on_bad_image
 
-    def __call__(self, items: list[tuple[int, Any]]) -> tuple[list[int], Any, list[BadImageError]]:
-        bad = [item for _, item in items if isinstance(item, BadImageError)]
-        if bad and self.on_bad_image == "stop":
-            raise bad[0]
-        good = [(index, item) for index, item in items if not isinstance(item, BadImageError)]
-        return [index for index, _ in good], default_collate([item for _, item in good]) if good else None, bad
+def collate(items: list[tuple[int, Any]]) -> Batch:
+    """Indices of the readable items, these as a batch (None where there are none), and the errors of the others."""
+    bad = [item for _, item in items if isinstance(item, ValueError)]
+    good = [(index, item) for index, item in items if not isinstance(item, ValueError)]
+    return [index for index, _ in good], default_collate([item for _, item in good]) if good else None, bad
+
+
+def readable(error: ValueError, on_bad_image: OnBadImage) -> BadImageError:
+    """The error of an image that is left out. Raises it where it is not of an image, or images must not be left out."""
+    if not isinstance(error, BadImageError) or on_bad_image == "stop":
+        raise error
+    return error
+
+
+def loaded(loader: Iterable[Any]) -> Iterator[Any]:
+    """What a loader gives. Raises ``ValueError`` where one of its processes is gone."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        said = str(error).splitlines()[0]
+        raise ValueError(f"a process that reads images ended ({said}): use fewer workers, or workers=0") from error

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from ttf.errors import MissingError
+from ttf.models import hub
 
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbers
 OFFLINE = (
@@ -55,6 +58,9 @@ def hf_classifier(name: str, classes: int | None = None, pretrained: bool = Fals
         ValueError: it is no image classifier, lacks weights, has other classes, or a preprocessing unknown here.
     """
     library = _library()
+    reason = None if _is_here(name) else hub.unreachable()
+    if reason:
+        raise MissingError(f"{name} could not be loaded ({reason}); {OFFLINE}")
     try:
         config = library.AutoConfig.from_pretrained(name)
         _check_classes(name, config, classes)
@@ -63,6 +69,16 @@ def hf_classifier(name: str, classes: int | None = None, pretrained: bool = Fals
     except OSError as error:
         raise MissingError(f"{name} could not be loaded ({_reason(error)}); {OFFLINE}") from error
     return HubClassifier(model.eval(), preprocessing_of(processor.to_dict(), name))
+
+
+def _is_here(name: str) -> bool:
+    """Whether a model is a folder, or was downloaded before."""
+    if Path(name).exists() or Path(name).is_absolute():
+        return True
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except ValueError:  # no name of the hub, which transformers says
+        return True
 
 
 def _library() -> Any:

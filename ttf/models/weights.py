@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-import pickle
-import re
 import sys
-import zipfile
-from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import LocalEntryNotFoundError
 from omegaconf.errors import OmegaConfBaseException
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -26,23 +19,14 @@ from ttf.building import build
 from ttf.data.files import atomic_write
 from ttf.data.transforms import preprocessing
 from ttf.errors import MissingError
-from ttf.models import mae
+from ttf.models import hub, mae
+from ttf.models.checkpoint_files import named_as, some
+from ttf.models.checkpoint_files import read as read_checkpoint
 from ttf.models.download import fetch, published, verify
 
 EMBEDDED = Path(__file__).parent / "checkpoints"
-SHOWN = 4
-NESTS = ("state_dict_ema", "state_dict", "model", "model_state_dict")  # where tensors lie, the preferred place first
-# beside the tensors old training checkpoints hold the options of the training and numpy numbers, such as the best top-1
-NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
-HARMLESS: list[Any] = [
-    Namespace,
-    np.dtype,
-    *{type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.bool_)},
-    *((NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-]
 OFFICIAL: dict[str, Callable[[dict[str, Any]], dict[str, Tensor]]] = {"mae_vit_h": mae.from_official}
 PATCHES = "patch_embed.proj.weight"
-_unreachable: list[str] = []  # why the hub could not be reached; a sweep over many models finds out once
 
 
 def save_weights(model: nn.Module, path: Path, half: bool = False) -> None:
@@ -60,65 +44,6 @@ def save_weights(model: nn.Module, path: Path, half: bool = False) -> None:
     atomic_write(path, lambda temporary: save_file(tensors, temporary))
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
-
-
-def _unnested(content: Any, prefer: Sequence[str]) -> Any:
-    while isinstance(content, dict):
-        nest = next((name for name in (*prefer, *NESTS) if isinstance(content.get(name), dict)), None)
-        if nest is None:
-            break
-        content = content[nest]
-    return content
-
-
-def _of_openmmlab() -> list[Any]:
-    """What files of OpenMMLab's runner hold beside the tensors: a history of numbers. None where it is not loaded."""
-    module = sys.modules.get("mmengine.logging.history_buffer")
-    kept = [getattr(module, "HistoryBuffer")] if module else []  # noqa: B009 (mmengine has no types)
-    return [*kept, np.ndarray, getattr(np, "_core", np).multiarray._reconstruct] if kept else kept
-
-
-def _read_pickle(path: Path, prefer: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with torch.serialization.safe_globals([*HARMLESS, *_of_openmmlab()]):
-        content = _unnested(torch.load(path, map_location="cpu", weights_only=True), prefer)
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path} holds no state dict (a mapping from names to tensors)")
-    return {key.removeprefix("module."): value for key, value in content.items()}, {}
-
-
-def read_checkpoint(path: Path, prefer: Sequence[str] = ()) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a checkpoint file.
-
-    Args:
-        path: ``*.safetensors``, or a ``torch.save`` file (read with ``weights_only=True``; a state dict may be
-            nested, averaged weights under "state_dict_ema" are preferred to those under "state_dict" or "model").
-        prefer: names under which the state dict is looked for first.
-
-    Raises:
-        ValueError: the file is missing, truncated, corrupt, or holds objects that only running its code would give.
-    """
-    if not path.is_file():
-        raise ValueError(f"no checkpoint at {path}: give checkpoint=FILE (safetensors or pth)")
-    try:
-        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, prefer)
-    except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError, KeyError) as error:
-        refused = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
-        if refused:
-            raise ValueError(
-                f"{path} holds more than tensors ({refused[1]}), which are loaded by running code from the file: "
-                "save its state dict alone, or give another file"
-            ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is truncated or corrupt ({reason}): download or copy it again") from error
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")
-
-
 def _differences(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
     shapes = sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape)
     listed = {
@@ -126,7 +51,7 @@ def _differences(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str
         "not in the model": sorted(tensors.keys() - own.keys()),
         "other shape": [f"{k} {tuple(tensors[k].shape)}, not {tuple(own[k].shape)}" for k in shapes],
     }
-    return [f"{what}: {_some(names)}" for what, names in listed.items() if names]
+    return [f"{what}: {some(names)}" for what, names in listed.items() if names]
 
 
 def _other_size(model: nn.Module, tokens: int, wanted: int) -> str:
@@ -150,23 +75,41 @@ def _mismatch(model: nn.Module, own: dict[str, Tensor], tensors: dict[str, Tenso
             parts.append(f"samples {given.shape[1]} points, the model {mine.shape[1]}")
         elif name == "head.weight" and mine.shape[1:] == given.shape[1:]:
             parts.append(f"has {len(given)} classes, the model {len(mine)}")
+    if not pairs and own.keys() <= tensors.keys():
+        return "has tensors that the model has no place for: another architecture, or save the model's state dict alone"
     return " and ".join(parts) or "is of another architecture than the model"
+
+
+def _check_values(own: dict[str, Tensor], tensors: dict[str, Tensor], source: str) -> None:
+    """Raise ``ValueError`` for values that no training leaves: of another kind, not finite, all of them zero."""
+    real = [k for k, v in own.items() if v.is_floating_point()]
+    whole = sorted(k for k in real if not tensors[k].is_floating_point())
+    if whole:
+        kind = str(tensors[whole[0]].dtype).removeprefix("torch.")
+        raise ValueError(f"{source} has {kind} values in {some(whole)}: give weights that are not quantised")
+    bad = sorted(k for k in real if not torch.isfinite(tensors[k].float()).all())
+    if bad:
+        raise ValueError(f"{source} has NaN or infinite values in {some(bad)}")
+    matrices = [k for k in real if own[k].ndim > 1]
+    if matrices and not any(tensors[k].any() for k in matrices):
+        raise ValueError(f"{source} has nothing but zeros in its {len(matrices)} matrices: it was never filled")
 
 
 def load_strictly(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Load ``tensors`` into ``model``; every name and shape must agree.
 
     Raises:
-        ValueError: names or shapes differ (another architecture, image size, patch size or number of classes), or a
-            value is not finite.
+        ValueError: names or shapes differ (another architecture, image size, patch size or number of classes), or
+            values are not finite, not floating-point, or all of them zero.
     """
     own = model.state_dict()
+    tensors, done = named_as(own, tensors)
+    if done:
+        print(f"{source}: {done}", file=sys.stderr)
     differences = _differences(own, tensors)
     if differences:
         raise ValueError(f"{source} {_mismatch(model, own, tensors)}; {'; '.join(differences)}")
-    bad = sorted(k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all())
-    if bad:
-        raise ValueError(f"{source} has NaN or infinite values in {_some(bad)}")
+    _check_values(own, tensors, source)
     model.load_state_dict(tensors)
 
 
@@ -177,31 +120,25 @@ def _apply_metadata(model: nn.Module, metadata: dict[str, str]) -> None:
         cast(Any, model).pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **known}
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _no_download(tag: str, reason: str) -> MissingError:
+def _no_download(tag: str, reason: str, folder: str | Path | None) -> MissingError:
+    absent = folder is not None and not Path(folder).is_dir()
+    where = f"paths.weights ({folder}, which does not exist)" if absent else "paths.weights"
     return MissingError(
         f"the weights of {tag} could not be downloaded ({reason}). Offline: put {tag}.safetensors into the folder "
-        "paths.weights, or give checkpoint=FILE, with timm's keys"
+        f"{where}, or give checkpoint=FILE, with timm's keys"
     )
 
 
-def _from_hub(network: Any) -> nn.Module:
+def _from_hub(network: Any, folder: str | Path | None) -> nn.Module:
     tag = network.model_name
-    if _unreachable:  # every attempt takes a minute
-        raise _no_download(tag, _unreachable[0])
+    known = try_to_load_from_cache(f"timm/{tag}", "model.safetensors")
+    reason = None if isinstance(known, str) else hub.unreachable()
+    if reason:
+        raise _no_download(tag, reason, folder)
     try:
         return build(network, pretrained=True)
     except Exception as error:  # huggingface_hub, its HTTP library and timm each raise their own
-        causes = list(_causes(error))
-        reason = f"{type(causes[-1]).__name__}: {(str(causes[-1]) or 'no reason given').splitlines()[0][:200]}"
-        if any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
-            _unreachable.append(reason)
-        raise _no_download(tag, reason) from error
+        raise _no_download(tag, hub.noted(error), folder) from error
 
 
 def _of_transformers(model: Any) -> Path | None:
@@ -274,7 +211,7 @@ def load_model(
     Args:
         model: config group ``model``: name, network (a ``_target_``), weights ("embedded", "hub", "official" or
             "transformers": its target loads them by itself).
-        checkpoint: a file instead; see ``read_checkpoint``. It is not compared with published hashes.
+        checkpoint: a file instead; see ``checkpoint_files.read``. It is not compared with published hashes.
         folder: looked into first, for files named after timm's tags or like the official ones.
         downloads: official files are looked for there, and downloaded to there; None: nothing is downloaded.
 
@@ -286,7 +223,7 @@ def load_model(
         return build(model.network, pretrained=True).eval()
     path = Path(checkpoint) if checkpoint else _local(model, folder, downloads)
     if path is None:
-        return _from_hub(model.network).eval()
+        return _from_hub(model.network, folder).eval()
     tensors, metadata = read_checkpoint(path, published(model.name).keys if model.weights == "official" else ())
     if model.name in OFFICIAL:
         tensors = OFFICIAL[model.name](tensors)

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ttf import processes
 from ttf.data.files import atomic_write
-from ttf.data.imagenet import BadImageError
-from ttf.data.subset import Collate, OnBadImage, Remembered
+from ttf.data.reading import BadImageError
+from ttf.data.subset import OnBadImage, Remembered, collate, loaded, readable
 from ttf.data.transforms import Preprocessing, preprocessing
 from ttf.results.store import Row, signature
 from ttf.tasks.base import Bar, Compression, Outcomes, Task
@@ -89,10 +89,11 @@ class _Part:
 @torch.inference_mode()
 def _parts(model: nn.Module, data: Dataset[Any], batches: list[list[int]], read: Reading, label: str) -> list[_Part]:
     like = next(model.parameters())
-    loader = DataLoader(data, batch_sampler=batches, num_workers=read.workers, collate_fn=Collate(read.on_bad_image))
+    loader = DataLoader(data, batch_sampler=batches, num_workers=read.workers, collate_fn=collate)
     found = []
     with Bar(label, sum(map(len, batches))) as bar, _classifier_inputs(model) as features:
-        for indices, batch, errors in loader:
+        for indices, batch, failed in loaded(loader):
+            errors = [readable(error, read.on_bad_image) for error in failed]
             part = _Part(None, None, None, errors)
             if batch is not None:
                 logits = model(batch[0].to(like.device, like.dtype)).float().cpu()
@@ -199,4 +200,4 @@ class Classification(Task):
         if compression is not None:
             with compression():
                 ours = self._predict(model, label)
-        return Outcomes(outcomes(ours, base), [error.path.name for error in ours.bad])
+        return Outcomes(outcomes(ours, base), [error.name for error in ours.bad])

@@ -10,7 +10,6 @@ from torch import nn
 
 import ttf
 from ttf.bench.entries import experiment
-from ttf.data.imagenet import BadImageError
 from ttf.models.weights import load_model
 from ttf.report.masks import Example
 from ttf.tasks.options import check_pair, make_task
@@ -34,7 +33,7 @@ def ways(cfg: DictConfig) -> dict[str, dict[str, Any]]:
 
 def _example(task: Segmentation, model: nn.Module, position: int, methods: Mapping[str, dict[str, Any]]) -> Example:
     _, item = task.data[position]
-    if isinstance(item, BadImageError):
+    if isinstance(item, ValueError):
         raise item
     picture, truth = item
     image, size = task.inference.prepare(picture), (truth.shape[0], truth.shape[1])

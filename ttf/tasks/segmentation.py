@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ttf import processes
-from ttf.data.imagenet import BadImageError
+from ttf.data.reading import BadImageError
 from ttf.data.segmentation import IGNORED
+from ttf.data.subset import readable
 from ttf.metrics.outcomes import stack
 from ttf.results.store import Row
 from ttf.tasks.base import Bar, Compression, Outcomes, Task
@@ -147,13 +148,12 @@ class Segmentation(Task):
         with Bar(label, len(share)) as bar:
             for place, position in share:
                 _, item = self.data[position]
-                if isinstance(item, BadImageError) and self.on_bad_image == "stop":
-                    raise item
-                wrong = isinstance(item, BadImageError)
-                found.append((place, item if wrong else self._outcome(model, compression, *item)))
+                wrong = isinstance(item, ValueError)
+                error = readable(item, self.on_bad_image) if wrong else None
+                found.append((place, error or self._outcome(model, compression, *item)))
                 bar.advance()
         every = processes.together(found)
-        bad = [one.path.name for one in every if isinstance(one, BadImageError)]
+        bad = [one.name for one in every if isinstance(one, BadImageError)]
         good = [one for one in every if not isinstance(one, BadImageError)]
         if not good:
             raise ValueError(f"not a single image could be read: {', '.join(bad[:4])}")

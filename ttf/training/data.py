@@ -13,7 +13,8 @@ from timm.data import Mixup
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from ttf.data.imagenet import BadImageError
+from ttf.data.reading import BadImageError, shown
+from ttf.data.subset import loaded
 from ttf.training.recipe import Recipe
 
 Key = tuple[int, int]  # (epoch, index of the image)
@@ -60,19 +61,21 @@ class Seeded(Dataset[Any]):
         try:
             with seeded(self.seed, epoch, index):
                 return self.data[index]
-        except BadImageError as error:  # an exception would lose its type on the way out of a worker
+        except ValueError as error:  # an exception would lose its type on the way out of a worker
             return error
 
 
 def _collate(items: list[Any]) -> Any:
-    bad = [item for item in items if isinstance(item, BadImageError)]
+    bad = [item for item in items if isinstance(item, ValueError)]
     return bad[0] if bad else default_collate(items)
 
 
 def _readable(batch: Any) -> list[Tensor]:
     if isinstance(batch, BadImageError):
         path, reason = batch.args
-        raise ValueError(f"{path} cannot be read ({reason}): replace it, or remove it from the data set")
+        raise ValueError(f"{shown(path)} cannot be read ({reason}): replace it, or remove it from the data set")
+    if isinstance(batch, ValueError):
+        raise batch
     return batch
 
 
@@ -127,14 +130,15 @@ def training_batches(data: Dataset[Any], batches: Batches) -> Iterator[list[Tens
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
     )
-    return map(_readable, loader)
+    return map(_readable, loaded(loader))
 
 
 def evaluation_batches(data: Any, indices: range, size: int, workers: int) -> Iterator[list[Tensor]]:
     """Some images of the test set, in order. Raises ``ValueError`` naming an image that cannot be read."""
     keys = [(0, index) for index in indices]
     batches = [keys[i : i + size] for i in range(0, len(keys), size)]
-    return map(_readable, DataLoader(Seeded(data, 0), batch_sampler=batches, num_workers=workers, collate_fn=_collate))
+    loader = DataLoader(Seeded(data, 0), batch_sampler=batches, num_workers=workers, collate_fn=_collate)
+    return map(_readable, loaded(loader))
 
 
 class Mixing:

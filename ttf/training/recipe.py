@@ -8,8 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ttf.checks import check_types
+
 PRECISIONS = ("no", "bf16", "fp16")
 MODES = ("eval", "train")
+LEAST = {
+    1: ("epochs", "steps", "batch_size", "accumulate", "lr_reference_batch", "eval_every"),
+    0: ("weight_decay", "warmup_steps", "workers", "seed"),
+}
 
 
 @dataclass(frozen=True)
@@ -55,19 +61,27 @@ class Recipe:
     workers: int = 1
 
     def __post_init__(self) -> None:
+        try:
+            check_types(Recipe, vars(self))
+        except ValueError as error:
+            raise ValueError(f"train.{error}") from None
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either train.epochs or train.steps, and null for the other")
-        for name in ("epochs", "steps", "batch_size", "accumulate", "lr_reference_batch", "eval_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"train.{name} must be at least 1, got {value}")
-        if not 0 < self.min_lr <= self.peak_lr:
-            raise ValueError(f"need 0 < train.min_lr <= the peak of train.lr, got {self.min_lr} and {self.peak_lr}")
-        if self.clip_grad is not None and self.clip_grad <= 0:
-            raise ValueError(f"train.clip_grad must be above 0, or null for none, got {self.clip_grad}")
+        self._check_numbers()
         for name, known in (("mode", MODES), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"train.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+    def _check_numbers(self) -> None:
+        for least, names in LEAST.items():
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not least <= value < math.inf:
+                    raise ValueError(f"train.{name} must be at least {least}, got {value}")
+        if not 0 < self.min_lr <= self.peak_lr < math.inf:
+            raise ValueError(f"need 0 < train.min_lr <= the peak of train.lr, got {self.min_lr} and {self.peak_lr}")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise ValueError(f"train.clip_grad must be above 0, or null for none, got {self.clip_grad}")
 
     @property
     def peak_lr(self) -> float:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ttf.data.imagenet import BadImageError
+from ttf.data.reading import BadImageError
 from ttf.data.segmentation import ADE20K, Augmentation, CamVid, Cityscapes, SegmentationFolder
 
 HEIGHT, WIDTH = 6, 8

@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 
 import ttf.measure
 from ttf.data.transforms import preprocessing
+from ttf.models.checkpoint_files import NESTS
 from ttf.models.download import TABLE, Published, fetch, published
-from ttf.models.weights import NESTS
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "model"
 CONTENT = bytes(range(1, 251)) * 20_000  # 5 MB

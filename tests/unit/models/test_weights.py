@@ -18,7 +18,7 @@ from torch import nn
 from ttf.building import build
 from ttf.doctor import examine
 from ttf.errors import MissingError
-from ttf.models import weights
+from ttf.models import hub, weights
 from ttf.models.weights import file_digest, fingerprint, load_model, load_strictly, read_checkpoint, save_weights
 
 SMALL = {"img_size": 32, "num_classes": 10, "width": 48, "heads": 3, "depth": 2}
@@ -179,29 +179,47 @@ def test_mean_and_std_of_a_checkpoint_take_precedence(tmp_path):
     assert model.pretrained_cfg["std"] == (1.0, 1.0, 1.0)
 
 
-def test_no_connection_is_one_clear_error(monkeypatch):
-    monkeypatch.setattr(weights, "_unreachable", [])
+def _hub_config(tag):
+    network = {"_target_": "timm.create_model", "model_name": tag}
+    return OmegaConf.create({"name": tag, "weights": "hub", "network": network})
+
+
+def test_no_connection_is_one_clear_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(hub, "_asked", [])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    network = {"_target_": "timm.create_model", "model_name": "vit_tiny_patch16_224.augreg_in21k_ft_in1k"}
-    config = OmegaConf.create({"name": "vit_ti_augreg", "weights": "hub", "network": network})
-    with pytest.raises(ValueError, match=r"could not be downloaded.*checkpoint=FILE"):
-        load_model(config)
+    config = _hub_config("vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+    with pytest.raises(MissingError, match=r"could not be downloaded.*folder paths\.weights, or give checkpoint=FILE"):
+        load_model(config, folder=tmp_path)
+    with pytest.raises(MissingError, match=r"folder paths\.weights \(.*none, which does not exist\)"):
+        load_model(config, folder=tmp_path / "none")
 
 
-def test_an_absent_hub_is_asked_once(monkeypatch):
+def test_an_absent_hub_is_asked_once_and_not_for_long(monkeypatch):
     asked = []
 
+    class Session:
+        def head(self, url, timeout):
+            asked.append((url, timeout))
+            raise RuntimeError("cannot connect") from ConnectionError("no such host")
+
+    monkeypatch.setattr(hub, "_asked", [])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "get_session", Session)
+    for tag in ("vit_tiny_patch16_224", "vit_small_patch16_224"):
+        with pytest.raises(MissingError, match=rf"{tag} could not be downloaded \(ConnectionError: no such host\)"):
+            load_model(_hub_config(tag))
+    assert len(asked) == 1 and asked[0][1] <= 2
+
+
+def test_a_hub_that_goes_away_is_not_asked_again(monkeypatch):
     def absent(network, **_):
-        asked.append(network.model_name)
         raise LocalEntryNotFoundError("cannot find the requested files") from ConnectionError("no such host")
 
-    monkeypatch.setattr(weights, "_unreachable", [])
+    monkeypatch.setattr(hub, "_asked", [None])
     monkeypatch.setattr(weights, "build", absent)
-    for tag in ("vit_tiny_patch16_224", "vit_small_patch16_224"):
-        config = OmegaConf.create({"name": tag, "weights": "hub", "network": {"model_name": tag}})
-        with pytest.raises(MissingError, match=rf"{tag} could not be downloaded \(ConnectionError: no such host\)"):
-            load_model(config)
-    assert asked == ["vit_tiny_patch16_224"]
+    with pytest.raises(MissingError, match="ConnectionError: no such host"):
+        load_model(_hub_config("vit_tiny_patch16_224"))
+    assert hub.unreachable() == "ConnectionError: no such host"
 
 
 def test_a_folder_of_weights_comes_before_the_hub(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ttf.data.imagenet import BadImageError
+from ttf.data.reading import BadImageError
 from ttf.training import Recipe
 from ttf.training.data import Batches, Mixing, Seeded, evaluation_batches, training_batches
 
