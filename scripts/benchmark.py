@@ -51,6 +51,8 @@ def run(cfg: DictConfig, wanted: list[Timing]) -> None:
     from ttf.results import costs
 
     path = Path(cfg.csv) if cfg.csv else None
+    if path:
+        costs.check_file(path)
     rows = costs.read(path) if path else []
     rows = measured(missing(cfg, wanted, rows), rows, path)
     published(rows, speed.cells(rows), speed.heading(rows), path)

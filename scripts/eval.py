@@ -12,6 +12,15 @@ from ttf import cli
 from ttf.errors import MissingError
 
 
+def check_out(out: str | None) -> None:
+    """Raise ``ValueError`` where ``out`` would replace something else than a row."""
+    from ttf.data.files import check_replaceable
+    from ttf.results.store import is_row
+
+    if out:
+        check_replaceable(Path(out), is_row, "a row of results")
+
+
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval")
 @cli.job
 def main(cfg: DictConfig) -> None:
@@ -20,6 +29,7 @@ def main(cfg: DictConfig) -> None:
     from ttf.results.store import write_json
     from ttf.tasks.run import execute
 
+    check_out(cfg.out)
     try:
         row = execute(cfg)
     except MissingError as error:
@@ -30,9 +40,10 @@ def main(cfg: DictConfig) -> None:
     if row is None:  # another process has it
         return
     print_row(row)
-    log_row(row, cfg.logger)
     if cfg.out:
+        check_out(cfg.out)  # an evaluation takes a while
         write_json(Path(cfg.out), row)
+    log_row(row, cfg.logger)
 
 
 if __name__ == "__main__":

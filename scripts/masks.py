@@ -13,9 +13,11 @@ from ttf import cli
 @hydra.main(version_base="1.3", config_path="../configs", config_name="masks")
 @cli.job
 def main(cfg: DictConfig) -> None:
+    from ttf.report.figures import check_figure
     from ttf.report.masks import figure
     from ttf.tasks.masks import examples
 
+    check_figure(Path(cfg.figure))
     shown, data = examples(cfg, cfg.pick)
     figure(shown, data.classes, data.palette, Path(cfg.figure))
     print(cfg.figure)

@@ -25,6 +25,7 @@ def cells(rows: list[costs.Row]) -> list[list[str]]:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="operators")
 @cli.job
 def main(cfg: DictConfig) -> None:
+    costs.check_file(Path(cfg.csv))
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)

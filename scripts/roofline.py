@@ -63,8 +63,9 @@ def _cells(rows: list[costs.Row]) -> list[list[str]]:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="roofline")
 @cli.job
 def main(cfg: DictConfig) -> None:
-    device = pick_device(cfg.device)
-    rows, path = _rows(cfg, device), Path(cfg.csv)
+    device, path = pick_device(cfg.device), Path(cfg.csv)
+    costs.check_file(path)
+    rows = _rows(cfg, device)
     first = rows[0]
     title = (
         f"{first['model']}, batch {first['batch']}, {first['dtype']}, an image's share; {first['device']}: "

@@ -13,9 +13,12 @@ from ttf import cli
 @hydra.main(version_base="1.3", config_path="../configs", config_name="visualize")
 @cli.job
 def main(cfg: DictConfig) -> None:
+    from ttf.report.figures import check_figure
     from ttf.tasks.run import Run
 
-    run, path = Run(cfg), Path(cfg.figure)
+    path = Path(cfg.figure)
+    check_figure(path)
+    run = Run(cfg)
     run.picture(path, range(len(run.task.data)) if cfg.pick is None else cfg.pick)
     print(path)
 

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -22,10 +23,19 @@ from omegaconf.errors import OmegaConfBaseException
 from ttf import experiments
 from ttf.settings import check
 
+
+def clone() -> str:
+    """The folder of the clone that this code lies in, "." where that is the working directory or there is none."""
+    root = experiments.CONFIGS.parent
+    is_one = (root / "scripts" / "eval.py").is_file() and (root / "ttf").is_dir()
+    return "." if not is_one or root == Path.cwd() else str(root)
+
+
 experiments.register()
+OmegaConf.register_new_resolver("clone", clone, replace=True)
 OmegaConf.register_new_resolver("product", lambda a, b: int(a) * int(b), replace=True)
 
-USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException)
+USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException, OSError, MemoryError)
 INTERRUPTED = 130
 SHOWN = 4  # names like the one that was meant
 
@@ -93,6 +103,12 @@ def _neighbours(path: Sequence[str], last: str) -> str:
 def one_line(error: BaseException) -> str:
     """A mistake of the user in one line, without what Hydra and OmegaConf put around it."""
     text = str(error)
+    if isinstance(error, OSError):
+        place = f" {error.filename}" if error.filename is not None else ""
+        reason = error.strerror or text or type(error).__name__
+        return f"cannot read or write{place} ({reason}): paths.logs=FOLDER and the other paths say where things go"
+    if isinstance(error, MemoryError):
+        return f"not enough memory: choose a smaller batch_size or limit{f' ({text.splitlines()[0]})' if text else ''}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = error.__cause__
         known = _no_such_file(text) or _no_such_key(text) or _not_given(text)
@@ -102,6 +118,11 @@ def one_line(error: BaseException) -> str:
         kept = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "See https://"))]
         return known or " ".join(kept)
     return text
+
+
+def _of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory, on a GPU or on the CPU."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _stop(error: BaseException) -> None:
@@ -122,6 +143,8 @@ def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                 here = HydraConfig.get()
                 check(cfg, here.overrides.task, str(here.job.config_name))
             return function(cfg)
+        except BrokenPipeError:
+            raise
         except USER_ERRORS as error:
             if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # the other runs go on, and ``run`` says it at the end
@@ -141,6 +164,13 @@ def run(main: Callable[[], Any]) -> None:
         main()
     except USER_ERRORS as error:
         _stop(error)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except RuntimeError as error:
+        if not _of_memory(error):
+            raise
+        _stop(MemoryError(str(error)))
     except KeyboardInterrupt:
         print("interrupted: what is finished is kept, the same command goes on where this one stopped", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None

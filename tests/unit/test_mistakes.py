@@ -26,8 +26,28 @@ MISTAKES = {
     "workers=-1": "error: workers is processes that read images, at least 0, got -1",
     "dtype=float8": "error: dtype must be one of float32, float16, bfloat16, got 'float8'",
     "on_bad_image=ignore": "error: on_bad_image must be one of stop, skip, got 'ignore'",
-    "ratio=half": "error: ratio must be ",
-    "limit=2.5": "error: limit must be ",
+    "ratio=half": "error: ratio must be a number, got 'half'",
+    "ratio=null": "error: ratio must be a number, got None",
+    "ratio=[0.7,0.5]": "error: ratio must be a number, got [0.7, 0.5]",
+    "ratio=true": "error: ratio must be a number, got True",
+    "limit=2.5": "error: limit must be a whole number or nothing, got 2.5",
+    "seed=abc": "error: seed must be a whole number, got 'abc'",
+    "blocks=3": "error: blocks must be a list, ",
+    "blocks=[3.5]": "error: blocks must be a list, ",
+    "blocks=[true]": "error: blocks must be a list, ",
+    "blocks=[[3]]": "error: blocks must be a list, ",
+    "blocks=[]": "error: blocks is an empty list: name at least one, or leave it out",
+    "blocks=[99]": "error: blocks [99] are out of range: the model has blocks 0 to 11",
+    "kappa=nan": "error: kappa is the gate threshold (Eq. 3), in [-1, 1], got nan",
+    "tau=1e300": "error: tau is the inverse temperature (Eq. 5) and must be above 0, at most 1e6, got 1e+300",
+    "method.accumulate=no": "error: accumulate must be true or false, got 'no'",
+    "on_missing=foo": "error: on_missing must be one of stop, skip, got 'foo'",
+    "checkpoint=": "error: checkpoint is empty: give a value, or leave it out",
+    "out=": "error: out is empty: give a value, or leave it out",
+    "paths.runs=null": "error: paths.runs must be the path of a folder, got None",
+    "throughput.rounds=0": "error: throughput.rounds is a number of rounds, at least 1, got 0",
+    "device=abacus": "error: device 'abacus' is not available here: use device=cpu or device=auto",
+    "model=hf": "error: network.name is missing: add network.name=VALUE",
     # what nothing reads
     "method=evit kappa=0.3": "error: kappa would have no effect: evit with this schedule reads ratio",
     "method=none ratio=0.5": "error: ratio would have no effect: none reads none of these",
@@ -47,6 +67,36 @@ def test_a_mistake_is_one_line(given: str, tmp_path):
     (line,) = done.stderr.splitlines()
     assert line.startswith(MISTAKES[given]), line
     assert not list(tmp_path.rglob("*.json"))
+
+
+OTHERS = {
+    "benchmark batch=4": "error: batch must be a list, ",
+    "benchmark batch=[0]": "error: batch is images of a forward pass, at least 1, got 0",
+    "benchmark batch=[]": "error: batch is an empty list: ",
+    "benchmark rounds=3": "error: rounds is a number of rounds, and a median needs at least 5, got 3",
+    "benchmark modes=[fast]": "error: modes must be a list, each of it one of eager, compiled, ",
+    "visualize pick=1": "error: pick must be a list, ",
+    "visualize pick=[]": "error: pick is an empty list: ",
+    "visualize pick=[-1]": "error: pick is positions in the shuffle, at least 0, got -1",
+    "matrices pick=[1]": "error: pick must be a whole number, got [1]",
+    "masks ways=3": "error: ways must be a list, ",
+    "finetune objective.label_smoothing=2": "error: objective.label_smoothing is shared by all classes, from 0 to 1, ",
+    "finetune train.lr=abc": "error: train.lr must be a number, got 'abc'",
+    "finetune train.batch_size=1.5": "error: train.batch_size must be a whole number, got 1.5",
+    "finetune mixing.mixup_alpha=-1": "error: mixing.mixup_alpha is a concentration, at least 0, got -1",
+    "sweep table=table6 overrides=[1]": "error: overrides must be a list, each of it a word, got [1]",
+    "sweep table=table6 models=deit_ti": "error: models must be a list, ",
+    "report compare=maybe": "error: compare must be true or false, got 'maybe'",
+}
+
+
+@pytest.mark.parametrize("given", OTHERS)
+def test_so_is_one_of_another_command(given: str, tmp_path):
+    name, *told = given.split()
+    done = script(name, *told, f"paths.logs={tmp_path}")
+    assert done.returncode == 2 and not done.stdout, done
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(OTHERS[given]), line
 
 
 WITHOUT_TORCH = """

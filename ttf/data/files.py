@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+KINDS = {
+    "a folder": stat.S_ISDIR,
+    "a link": stat.S_ISLNK,
+    "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
+    "a pipe": stat.S_ISFIFO,
+    "a socket": stat.S_ISSOCK,
+}
+
+
+def check_replaceable(path: Path, is_ours: Callable[[Path], bool], kind: str) -> None:
+    """Raise ``ValueError`` where writing a file would replace something that this project has not written.
+
+    Args:
+        path: where it goes.
+        is_ours: whether a regular file that is there is one of the same kind.
+        kind: in words, such as "a row of results".
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ValueError(f"cannot write {path} ({error.strerror}): choose another name") from error
+    what = next((name for name, test in KINDS.items() if test(found.st_mode)), None)
+    if what is None and not is_ours(path):
+        what = f"a file, but not {kind}"
+    if what:
+        raise ValueError(f"{path} is {what}, and is not replaced: choose another name")
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:

@@ -21,8 +21,14 @@ class Estimate:
     high: float
 
     def plain(self) -> dict[str, Any]:
-        """As rows of results keep it."""
-        return {"value": self.value, "ci95": [self.low, self.high]}
+        """As rows of results keep it; None for what is not a number, such as an interval of one image."""
+        value, low, high = (None if math.isnan(one) else one for one in (self.value, self.low, self.high))
+        return {"value": value, "ci95": [low, high]}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Estimate:
+        """From what ``plain`` gives."""
+        return cls(*(math.nan if one is None else float(one) for one in (plain["value"], *plain["ci95"])))
 
 
 @dataclass(frozen=True)
@@ -64,15 +70,11 @@ class Metric:
     log: bool = False
 
     def text(self, value: float) -> str:
-        """A value without its unit; nothing for NaN, where the outcomes say nothing of the metric."""
-        if math.isnan(value):
-            return ""
+        """A value without its unit."""
         return f"{value:.0e}" if self.small and value != 0 and abs(value) < 1e-3 else f"{value:.{self.decimals}f}"
 
     def bracketed(self, estimate: Estimate) -> str:
         """A value with its interval, without the unit."""
-        if math.isnan(estimate.value):
-            return ""
         return f"{self.text(estimate.value)} [{self.text(estimate.low)}, {self.text(estimate.high)}]"
 
     @property
@@ -150,6 +152,15 @@ def named(task: str, name: str) -> Metric:
 
 
 def measure(task: str, outcomes: ImageOutcomes) -> dict[str, dict[str, Any]]:
-    """All metrics of a task as rows of results keep them: name to value and ci95; without those that are NaN."""
-    found = {metric.name: metric.estimate(outcomes) for metric in of_task(task)}
-    return {name: estimate.plain() for name, estimate in found.items() if not math.isnan(estimate.value)}
+    """The metrics of a task as rows of results keep them: name to value and ci95.
+
+    Those that have no value here are left out.
+
+    Raises:
+        ValueError: the headline has none, as where no pixel has a label that counts.
+    """
+    found = {metric: metric.estimate(outcomes).plain() for metric in of_task(task)}
+    lacking = [metric for metric, estimate in found.items() if estimate["value"] is None]
+    if any(metric.headline for metric in lacking):
+        raise ValueError(f"there is no {headline(task).label} of these images: nothing in them has a label that counts")
+    return {metric.name: estimate for metric, estimate in found.items() if metric not in lacking}

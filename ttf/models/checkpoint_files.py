@@ -142,7 +142,7 @@ def _reason(error: Exception) -> str:
 
 def _runs_code(error: Exception) -> str | None:
     """The object in a pickle that only running its code would give."""
-    found = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)\S*:?(?: GLOBAL)?) ([\w.]+)", str(error))
+    found = re.search(r"(?:GLOBAL|Unsupported (?:global|class)\S*:?(?: GLOBAL)?) ([\w.]+)", str(error))
     return found[1] if found else None
 
 

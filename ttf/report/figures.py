@@ -9,10 +9,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ttf.api import LayerTrace
-from ttf.data.files import atomic_write
+from ttf.data.files import atomic_write, check_replaceable
 from ttf.data.transforms import Preprocessing
 
 matplotlib.use("Agg")
@@ -159,7 +160,23 @@ def _division(axes: Axes, image: np.ndarray, divided: Tensor, layer: LayerTrace,
         _mark(axes, patch - layer.prefix, layer, image.shape, ring=True)
 
 
+def is_figure(path: Path) -> bool:
+    """Whether a file is a picture that Matplotlib has drawn."""
+    try:
+        with Image.open(path) as image:
+            return "matplotlib" in str(image.info.get("Software", "")).lower()
+    except Exception:  # no picture, for whatever reason
+        return False
+
+
+def check_figure(path: Path) -> None:
+    """Raise ``ValueError`` where a figure would replace something else."""
+    check_replaceable(path, is_figure, "a figure")
+
+
 def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG. Raises ``ValueError`` where ``path`` is something else than a figure."""
+    check_figure(path)
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight"))
     plt.close(figure)
 

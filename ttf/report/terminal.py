@@ -20,8 +20,7 @@ def _estimates(row: Row) -> Iterator[tuple[Metric, Estimate]]:
     """The metrics of the row's task that it has, as declared."""
     for metric in of_task(_name(row["config"]["task"])):
         if metric.name in row["metrics"]:
-            found = row["metrics"][metric.name]
-            yield metric, Estimate(found["value"], *found["ci95"])
+            yield metric, Estimate.of(row["metrics"][metric.name])
 
 
 def print_row(row: Row, console: Console | None = None) -> None:

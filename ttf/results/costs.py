@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ttf.data.files import atomic_write
+from ttf.data.files import atomic_write, check_replaceable
 
 BASE = "uncompressed"
+COLUMNS = ({"model", "gmacs"}, {"model", "batch"}, {"operator", "shape", "way"})  # of each kind of file, some
 Row = dict[str, Any]
 
 # A run replaces rows that agree in all of these. Older files lack the last two: they hold one benchmark, at one size.
@@ -23,6 +24,31 @@ def read(path: Path) -> list[Row]:
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file begins as those of costs do; an empty one may be replaced."""
+    try:
+        with path.open(newline="") as file:
+            columns = next(csv.reader(file), None)
+    except (OSError, ValueError, csv.Error):
+        return False
+    return columns is None or any(kind <= set(columns) for kind in COLUMNS)
+
+
+def is_our_table(path: Path) -> bool:
+    """Whether a file begins as the tables beside them do."""
+    with path.open("rb") as file:
+        begin = file.read(2)
+    return begin in (b"", b"**")
+
+
+def check_file(path: Path) -> None:
+    """Raise ``ValueError`` where rows, or the table beside them, would replace a file that is not ours."""
+    if path.suffix != ".csv":
+        raise ValueError(f"csv={path} must end in .csv: the table goes beside it as .md")
+    check_replaceable(path, is_ours, "a table of costs")
+    check_replaceable(path.with_suffix(".md"), is_our_table, "a table of costs")
 
 
 def write(rows: Sequence[Row], path: Path) -> None:

@@ -97,7 +97,7 @@ class Measured:
     def estimate(self, metric: Metric) -> Estimate:
         """A metric with its interval: the row's own, or from the outcomes where images are left out."""
         stored = None if self.skip else self.row["metrics"].get(metric.name)
-        return Estimate(stored["value"], *stored["ci95"]) if stored else metric.estimate(self.images)
+        return Estimate.of(stored) if stored else metric.estimate(self.images)
 
     def value(self, metric: str) -> float:
         """A metric by its name."""

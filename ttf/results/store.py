@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 import traceback
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,20 @@ def signature(identity: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def strict(value: Any) -> Any:
+    """A value as JSON takes it: null for numbers that are none (which JSON does not have), text for objects."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): strict(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(one) for one in value]
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
 def write_json(path: Path, content: Row) -> None:
     """Write JSON atomically. Raises ``ValueError`` where the folder cannot be written."""
-    text = json.dumps(content, indent=1, default=str) + "\n"
+    text = json.dumps(strict(content), indent=1, allow_nan=False) + "\n"
     atomic_write(path, lambda temporary: temporary.write_text(text))
 
 
@@ -45,6 +58,14 @@ def read_json(path: Path) -> Row:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no row of results: remove it and run again")
     return content
+
+
+def is_row(path: Path) -> bool:
+    """Whether a file holds a row, of this schema or of another."""
+    try:
+        return {"id", "config"} <= read_json(path).keys()
+    except ValueError:
+        return False
 
 
 def _row(path: Path) -> Row | None:
