@@ -86,6 +86,25 @@ def _no_such_key(text: str) -> str | None:
     return f"{found[1]} is no setting of this command{_neighbours(path, last)}"
 
 
+def _ambiguous(text: str) -> str | None:
+    """Of a value with a comma, "Ambiguous value for argument 'KEY=a,b'"."""
+    found = re.search(r"Ambiguous value for argument '(.*)'", text)
+    return found[1] if found else None
+
+
+def _unquoted(told: str) -> str:
+    """Of an override that cannot be read as it stands: how it would be written."""
+    key, equals, value = told.partition("=")
+    if not equals:
+        return f"{told!r} is no setting: write KEY=VALUE"
+    if value.startswith("["):
+        items = ",".join(f"'{item.strip()}'" for item in value.strip("[]").split(","))
+        return f'{told} cannot be read as it is: quote what is in the list, "{key}=[{items}]"'
+    several = "; several runs, one a value, are -m KEY=a,b" if "," in value else ""
+    quoted = value.strip("'\"")
+    return f"{told} cannot be read as it is: write text with special characters as '{key}=\"{quoted}\"'{several}"
+
+
 def _not_given(text: str) -> str | None:
     """Of a value that has to be given, "Missing mandatory value: network.name"."""
     found = re.search(r"[Mm]issing mandatory value: ([\w.]+)", text)
@@ -111,6 +130,9 @@ def one_line(error: BaseException) -> str:
         return f"not enough memory: choose a smaller batch_size or limit{f' ({text.splitlines()[0]})' if text else ''}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = error.__cause__
+        told = getattr(error, "override", None) or _ambiguous(text)
+        if told:
+            return _unquoted(told)
         known = _no_such_file(text) or _no_such_key(text) or _not_given(text)
         if known is None and isinstance(error, MissingConfigException) is False and isinstance(cause, ValueError):
             return str(cause).splitlines()[0]

@@ -131,8 +131,30 @@ def examine(cfg: DictConfig) -> list[Finding]:
     ]
 
 
+def _line(name: str, findings: list[Finding], shown: int = 6) -> str:
+    """How many of some things are there, and the names of the others."""
+    lacking = [finding.what.removeprefix("weights ") for finding in findings if finding.found is None]
+    more = f", ... ({len(lacking)})" if len(lacking) > shown else ""
+    missing = f"; missing: {', '.join(lacking[:shown])}{more}" if lacking else ""
+    return f"{name:10} {len(findings) - len(lacking)} of {len(findings)}{missing}"
+
+
+def summary(findings: list[Finding]) -> str:
+    """What matters in a few lines: can the main job run, and what cannot."""
+    weights = [one for one in findings if one.what.startswith("weights ")]
+    packages = [one for one in findings if one.what in CORE]
+    further = [one for one in findings if one.what in OPTIONAL]
+    single = [one for one in findings if one not in (*weights, *packages, *further)]
+    ready = all(one.found for one in packages)
+    lines = [_line("packages", packages), _line("optional", further), _line("weights", weights)]
+    lines += [f"{one.what:10} {one.found or f'missing: {one.cost}'}" for one in single]
+    verdict = "the main job (make demo) can run" if ready else "the main job (make demo) cannot run: make setup"
+    return "\n".join([verdict, *lines])
+
+
 def print_findings(findings: list[Finding]) -> None:
-    """Print a table: what is there, what is missing, what that costs and how to get it."""
+    """Print a summary, then a table: what is there, what is missing, what that costs and how to get it."""
+    print(summary(findings), end="\n\n")
     table = Table(title="ttf doctor", show_lines=True)
     for name in ("what", "found", "without it", "remedy"):
         table.add_column(name, overflow="fold")

@@ -48,6 +48,11 @@ MISTAKES = {
     "throughput.rounds=0": "error: throughput.rounds is a number of rounds, at least 1, got 0",
     "device=abacus": "error: device 'abacus' is not available here: use device=cpu or device=auto",
     "model=hf": "error: network.name is missing: add network.name=VALUE",
+    # how values are written
+    "paths.cache=/a=b": """error: paths.cache=/a=b cannot be read as it is: write text with special characters as '""",
+    "paths.cache=/a,b": """error: paths.cache=/a,b cannot be read as it is: write text with special characters as '""",
+    "blocks=[a=b]": """error: blocks=[a=b] cannot be read as it is: quote what is in the list, "blocks=['a=b']\"""",
+    "ratio": "error: 'ratio' is no setting: write KEY=VALUE",
     # what nothing reads
     "method=evit kappa=0.3": "error: kappa would have no effect: evit with this schedule reads ratio",
     "method=none ratio=0.5": "error: ratio would have no effect: none reads none of these",

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SHOWN = 4
+
 
 def full_precision(x: Tensor) -> torch.autocast:
     """Context without autocast on the device of x: what decides which token goes where is computed in float32."""
@@ -42,11 +44,26 @@ def can_inspect(x: Any) -> bool:
     return has_values(x) and x.device.type == "cpu"
 
 
+class NotFiniteError(ValueError):
+    """Values that are NaN or infinite, and which images they are of."""
+
+
+def _images(x: Tensor) -> str:
+    """Of a tensor (B, ...) that is not finite, the images it is so for, with what to check."""
+    wrong = (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero().flatten().tolist()
+    if len(wrong) == len(x):
+        return "of every image contain NaN or infinite values: check the weights, and the images that go in"
+    some = ", ".join(map(str, wrong[:SHOWN])) + (", ..." if len(wrong) > SHOWN else "")
+    return f"of image {some} of the batch (from 0) contain NaN or infinite values: check what goes in there"
+
+
 def require_finite(x: Tensor, what: str) -> None:
-    """Raise ``ValueError`` if x (on a CPU, in eager mode; elsewhere nothing is looked at) has a NaN or infinity."""
+    """Raise ``NotFiniteError`` if x (B, ...) is not finite; looked at on a CPU in eager mode alone."""
     # one sum instead of a look at every value: it is 20 times cheaper, and not finite if any value is not
     if can_inspect(x) and not bool(torch.isfinite(x.detach().sum(dtype=torch.float32))):
-        raise ValueError(f"{what} contain NaN or infinite values: check the input images and the weights")
+        if torch.isfinite(x).all():  # large values whose sum is not
+            return
+        raise NotFiniteError(f"{what} {_images(x.detach())}")
 
 
 def as_numbers(compare: Callable[..., Tensor], a: Tensor, b: Tensor | float, like: Tensor) -> Tensor:

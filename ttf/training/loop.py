@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from ttf.data.files import atomic_write
+from ttf.ops.numerics import NotFiniteError
 from ttf.training.data import Batches, Mixing, seed_torch, training_batches
 from ttf.training.evaluation import Score, Top1
 from ttf.training.recipe import Recipe
@@ -145,7 +146,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr_at(self.step, self.batches.total)
         self.objective.train(self.recipe.mode == "train")
-        loss = self._gradients(batches)
+        try:
+            loss = self._gradients(batches)
+        except NotFiniteError as error:
+            raise ValueError(f"{error}; at step {self.step}: lower train.lr or check the data") from error
         if not math.isfinite(loss):
             raise ValueError(f"the loss is {loss} at step {self.step}: lower train.lr or check the data")
         if self.recipe.clip_grad is not None:

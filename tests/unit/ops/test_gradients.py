@@ -7,6 +7,7 @@ import torch
 
 import ttf
 from ttf.ops import transform
+from ttf.ops.numerics import NotFiniteError, require_finite
 
 
 def test_a_dropped_token_has_no_gradient_and_spoils_none():
@@ -29,3 +30,14 @@ def test_compiled_models_are_not_silently_ignored(tiny):
     for call in (ttf.remove, lambda m: ttf.trace(m, torch.zeros(1, 3, 32, 32))):
         with pytest.raises(ValueError, match=r"wrapped by torch\.compile.*model\._orig_mod"):
             call(compiled)
+
+
+def test_an_image_that_is_not_finite_is_named():
+    x = torch.randn(3, 5, 4)
+    require_finite(x, "the tokens")
+    require_finite(torch.full((2, 3, 4), 3e38), "the tokens")  # only the sum is not
+    x[1, 2, 3] = torch.nan
+    with pytest.raises(NotFiniteError, match=r"the tokens of image 1 of the batch \(from 0\) contain NaN or infinite"):
+        require_finite(x, "the tokens")
+    with pytest.raises(NotFiniteError, match="the tokens of every image contain NaN .*: check the weights"):
+        require_finite(torch.full((2, 3, 4), torch.inf), "the tokens")
