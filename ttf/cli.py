@@ -122,7 +122,7 @@ def _neighbours(path: Sequence[str], last: str) -> str:
 def one_line(error: BaseException) -> str:
     """A mistake of the user in one line, without what Hydra and OmegaConf put around it."""
     text = str(error)
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
         place = f" {error.filename}" if error.filename is not None else ""
         reason = error.strerror or text or type(error).__name__
         return f"cannot read or write{place} ({reason}): paths.logs=FOLDER and the other paths say where things go"

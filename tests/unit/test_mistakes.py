@@ -37,7 +37,6 @@ MISTAKES = {
     "blocks=[true]": "error: blocks must be a list, ",
     "blocks=[[3]]": "error: blocks must be a list, ",
     "blocks=[]": "error: blocks is an empty list: name at least one, or leave it out",
-    "blocks=[99]": "error: blocks [99] are out of range: the model has blocks 0 to 11",
     "kappa=nan": "error: kappa is the gate threshold (Eq. 3), in [-1, 1], got nan",
     "tau=1e300": "error: tau is the inverse temperature (Eq. 5) and must be above 0, at most 1e6, got 1e+300",
     "method.accumulate=no": "error: accumulate must be true or false, got 'no'",
@@ -75,6 +74,7 @@ def test_a_mistake_is_one_line(given: str, tmp_path):
 
 
 OTHERS = {
+    "eval blocks=[99]": "error: blocks [99] are out of range: the model has blocks 0 to 11",
     "benchmark batch=4": "error: batch must be a list, ",
     "benchmark batch=[0]": "error: batch is images of a forward pass, at least 1, got 0",
     "benchmark batch=[]": "error: batch is an empty list: ",
