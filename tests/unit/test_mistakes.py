@@ -11,7 +11,7 @@ MISTAKES = {
     # names
     "rato=0.5": "error: rato is no setting of this command: do you mean ratio",
     "method.kapa=0.5": "error: method.kapa is no setting of this command: do you mean method.kappa",
-    "method=evitt": "error: there is no method=evitt: choose one of ats, best_reading, ",
+    "method=evitt": "error: there is no method=evitt: choose one of algm, atc, ",
     "model=resnet": "error: there is no model=resnet: choose one of deit_b, ",
     "experiment=table6/kapa_0.3": "error: there is no experiment 'table6/kapa_0.3': do you mean table6/kappa_0.3",
     "experiment=glob(table60/*)": "error: no experiment fits 'table60/*': there are ",
