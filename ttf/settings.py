@@ -282,7 +282,7 @@ def _check_places(paths: DictConfig) -> None:
         if value is None and name in NOWHERE:
             continue
         if not isinstance(value, str) or not value:
-            raise ValueError(f"paths.{name} must be the path of a folder, got {value!r}")
+            raise ValueError(f"paths.{name!s} must be the path of a folder, got {value!r}")
 
 
 def check(cfg: DictConfig, given: Sequence[str] = (), command: str = "eval") -> None:
