@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from ttf.checks import check_types
 
 KNOBS = ("ratio", "kappa", "tau", "blocks")  # read where a method or a schedule has ${...} of them
-FOR_COMPRESSION = ("recover", "recover_at")
+FOR_COMPRESSION = ("recover", "recover_at", "windows", "shift", "reduce_after")
 LARGEST_TAU = 1e6  # the softmax is a maximum long before; from about 1e38 on it is not a number
 FEWEST_ROUNDS = 5  # of a median
 
@@ -88,6 +88,9 @@ class Evaluation(Knobs):
     """Of ``configs/eval.yaml``."""
 
     recover_at: str | None = None
+    windows: str | None = None
+    shift: str | None = None
+    reduce_after: str | None = None
     on_missing: Literal["stop", "skip"] = "stop"
     limit: int | None = count(None, "a number of images")
     seed: int = number(0, "a number from 0 to 2**31", low=0, high=2**31)

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ttf.data.segmentation import open_image
+from ttf.data.reading import read_image
 from ttf.errors import MissingError
 
 SHOWN = 4
@@ -106,7 +106,7 @@ class DetectionSet(Dataset[tuple[Any, Any]]):
 
     def image(self, index: int) -> Image.Image:
         """Image ``index`` as RGB. Raises ``BadImageError`` (a ``ValueError``) naming a file that cannot be read."""
-        return open_image(self.files[index], "RGB")
+        return read_image(self.files[index])
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         image, boxes = self.image(index), self.boxes[index]

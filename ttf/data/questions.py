@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ttf.data.imagenet import BadImageError
+from ttf.data.reading import read_image
 from ttf.errors import MissingError
 
 BENCHMARKS = ("pope", "scienceqa", "textvqa", "vqav2")
@@ -96,11 +96,7 @@ class Questions:
     def image(self, index: int) -> Image.Image:
         """Image ``index``. Raises ``BadImageError`` where its file cannot be read."""
         path = self.folder / self.names[index]
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise BadImageError(path, str(error)) from error
+        return read_image(path)
 
     def questions(self, index: int) -> Sequence[Question]:
         """The questions about image ``index``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import zipfile
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -120,8 +121,15 @@ def _unnested(path: Path, content: Any, prefer: Sequence[str]) -> Any:
     return content
 
 
+def _of_openmmlab() -> list[Any]:
+    """What files of OpenMMLab's runner hold beside the tensors: a history of numbers. None where it is not loaded."""
+    module = sys.modules.get("mmengine.logging.history_buffer")
+    kept = [getattr(module, "HistoryBuffer")] if module else []  # noqa: B009 (mmengine has no types)
+    return [*kept, np.ndarray, getattr(np, "_core", np).multiarray._reconstruct] if kept else kept
+
+
 def _read_pickle(path: Path, prefer: Sequence[str]) -> tuple[Tensors, dict[str, str]]:
-    with torch.serialization.safe_globals(HARMLESS):
+    with torch.serialization.safe_globals([*HARMLESS, *_of_openmmlab()]):
         content = _unnested(path, torch.load(path, map_location="cpu", weights_only=True), prefer)
     if not _tensors_alone(content):
         other = (

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 import ttf
 from ttf import processes
-from ttf.data.subset import ImageSet, OnBadImage, Shuffled, check_on_bad_image
+from ttf.data.reading import BadImageError
+from ttf.data.subset import ImageSet, OnBadImage, Shuffled, check_on_bad_image, readable
 from ttf.metrics import measure
-from ttf.metrics.outcomes import count
+from ttf.metrics.outcomes import count, stack
 from ttf.results.store import Row
 
 Compression = Callable[[], AbstractContextManager[Any]]
@@ -175,6 +176,31 @@ class Task(ABC):
     def timed(self, model: nn.Module) -> dict[str, nn.Module]:
         """Parts of a model that are timed by themselves, modules from images, beside the whole; none by default."""
         return {}
+
+    def one_by_one(self, label: str, outcome: Callable[[int, Any], dict[str, Tensor]]) -> Outcomes:
+        """Outcomes where every image is seen alone; processes share the images.
+
+        Args:
+            label: for the progress bar.
+            outcome: from an index of the set and its item to what is measured.
+
+        Raises:
+            ValueError: an image that cannot be read, with on_bad_image="stop", or not a single one that can.
+        """
+        found: list[tuple[int, dict[str, Tensor] | BadImageError]] = []
+        share = processes.mine(range(len(self.data)))
+        with Bar(label, len(share)) as bar:
+            for place, position in share:
+                index, item = self.data[position]
+                error = readable(item, self.on_bad_image) if isinstance(item, ValueError) else None
+                found.append((place, error or outcome(index, item)))
+                bar.advance()
+        every = processes.together(found)
+        bad = [one.name for one in every if isinstance(one, BadImageError)]
+        good = [one for one in every if not isinstance(one, BadImageError)]
+        if not good:
+            raise ValueError(f"not a single image could be read: {', '.join(bad[:4])}")
+        return Outcomes(stack(good), bad)
 
     def metrics(self, images: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
         """Values and 95 % intervals of outcomes, by name of the metric."""

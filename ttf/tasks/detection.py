@@ -15,12 +15,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
-from ttf import processes
-from ttf.data.imagenet import BadImageError
-from ttf.metrics.outcomes import stack
 from ttf.models.detector import Found
 from ttf.results.store import Row
-from ttf.tasks.base import Bar, Compression, Outcomes, Task
+from ttf.tasks.base import Compression, Outcomes, Task
 from ttf.tasks.matching import agreement, match
 from ttf.tasks.windows import resized
 
@@ -107,22 +104,7 @@ class Detection(Task):
 
     def outcomes(self, model: nn.Module, compression: Compression | None, baseline: Row | None, label: str) -> Outcomes:
         """See ``Task.outcomes``. Both detectors see an image before the next."""
-        found: list[tuple[int, dict[str, Tensor] | BadImageError]] = []
-        share = processes.mine(range(len(self.data)))
-        with Bar(label, len(share)) as bar:
-            for place, position in share:
-                index, item = self.data[position]
-                if isinstance(item, BadImageError) and self.on_bad_image == "stop":
-                    raise item
-                wrong = isinstance(item, BadImageError)
-                found.append((place, item if wrong else self._outcome(model, compression, index, *item)))
-                bar.advance()
-        every = processes.together(found)
-        bad = [one.path.name for one in every if isinstance(one, BadImageError)]
-        good = [one for one in every if not isinstance(one, BadImageError)]
-        if not good:
-            raise ValueError(f"not a single image could be read: {', '.join(bad[:4])}")
-        return Outcomes(stack(good), bad)
+        return self.one_by_one(label, lambda index, item: self._outcome(model, compression, index, *item))
 
     def _outcome(
         self, model: nn.Module, compression: Compression | None, index: int, picture: Image.Image, truth: Any

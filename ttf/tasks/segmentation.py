@@ -13,13 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ttf import processes
-from ttf.data.reading import BadImageError
 from ttf.data.segmentation import IGNORED
-from ttf.data.subset import readable
-from ttf.metrics.outcomes import stack
 from ttf.results.store import Row
-from ttf.tasks.base import Bar, Compression, Outcomes, Task
+from ttf.tasks.base import Compression, Outcomes, Task
 from ttf.tasks.windows import Inference, Size, enlarged
 
 CHUNK = 16  # classes that are resized at a time: all 150 of a large photograph would take gigabytes
@@ -143,21 +139,7 @@ class Segmentation(Task):
 
     def outcomes(self, model: nn.Module, compression: Compression | None, baseline: Row | None, label: str) -> Outcomes:
         """See ``Task.outcomes``. Both models run on an image before the next: all logits would not fit into memory."""
-        found: list[tuple[int, dict[str, Tensor] | BadImageError]] = []
-        share = processes.mine(range(len(self.data)))
-        with Bar(label, len(share)) as bar:
-            for place, position in share:
-                _, item = self.data[position]
-                wrong = isinstance(item, ValueError)
-                error = readable(item, self.on_bad_image) if wrong else None
-                found.append((place, error or self._outcome(model, compression, *item)))
-                bar.advance()
-        every = processes.together(found)
-        bad = [one.name for one in every if isinstance(one, BadImageError)]
-        good = [one for one in every if not isinstance(one, BadImageError)]
-        if not good:
-            raise ValueError(f"not a single image could be read: {', '.join(bad[:4])}")
-        return Outcomes(stack(good), bad)
+        return self.one_by_one(label, lambda _, item: self._outcome(model, compression, *item))
 
     def _outcome(
         self, model: nn.Module, compression: Compression | None, picture: Any, mask: Tensor

@@ -19,8 +19,8 @@ import ttf
 from ttf import processes
 from ttf.core.plan import Plan
 from ttf.data.files import atomic_write
-from ttf.data.imagenet import BadImageError
 from ttf.data.questions import Question
+from ttf.data.reading import BadImageError
 from ttf.metrics import answers
 from ttf.metrics.outcomes import stack
 from ttf.metrics.vqa import BENCHMARKS, SPLITS

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ttf import metrics
 from ttf.data.detection import BCCD, Boxes, CocoFormat
-from ttf.data.imagenet import BadImageError
+from ttf.data.reading import BadImageError
 from ttf.errors import MissingError
 from ttf.metrics.detection import drawn, numbers
 from ttf.metrics.outcomes import stack
