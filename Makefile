@@ -9,14 +9,15 @@ SHARED ?= ../shared
 IMAGENET ?= $(firstword $(wildcard data/imagenet $(SHARED)/data/nips17) data/imagenet)
 BCCD ?= $(firstword $(wildcard data/bccd $(SHARED)/data/bccd) data/bccd)
 CAMVID ?= $(firstword $(wildcard data/camvid $(SHARED)/data/camvid) data/camvid)
+REDKITCHEN ?= $(firstword $(wildcard data/redkitchen $(SHARED)/data/redkitchen) data/redkitchen)
 WEIGHTS ?= $(wildcard $(SHARED)/weights)
 LLAVA_EVAL ?= data/llava_eval
-PLACES := paths.llava_eval=$(LLAVA_EVAL) paths.imagenet=$(IMAGENET) paths.camvid=$(CAMVID) paths.bccd=$(BCCD) $(if $(WEIGHTS),paths.weights=$(WEIGHTS))
+PLACES := paths.llava_eval=$(LLAVA_EVAL) paths.imagenet=$(IMAGENET) paths.camvid=$(CAMVID) paths.bccd=$(BCCD) paths.redkitchen=$(REDKITCHEN) $(if $(WEIGHTS),paths.weights=$(WEIGHTS))
 scale ?= tiny  # tiny: real weights, photographs; mini: embedded, offline; paper: ImageNet, ADE20K, Cityscapes
 OPTIONS ?=  # of sweeps: "overrides=['device=cuda']"; of make speed: benchmark=equal model=deit_b rounds=21
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint doctor readings table1 table2 table4 table5 table6 table7 table8 study fig2 fig4a fig4b fig4c prune_and_merge masks fig5 matrices speed report clean
+.PHONY: help setup demo test lint doctor readings table1 table2 table3 table4 table5 table6 table7 table8 study fig2 fig4a fig4b fig4c prune_and_merge masks fig5 matrices speed report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_ -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-42s %s\n", $$1, $$2}'
@@ -51,7 +52,7 @@ doctor: setup ## what is installed, what data and weights are found, what each m
 # A table or figure: measure what is missing and can be measured here, publish it, draw (scale=tiny, mini or paper).
 SWEEP = $(PY) scripts/sweep.py table=$@ scale=$(strip $(scale)) publish=true $(PLACES) $(OPTIONS)
 
-readings table4 table5 table6 table7 table8 study fig4a fig4b: setup ## a table or figure of sweeps
+readings table3 table4 table5 table6 table7 table8 study fig4a fig4b: setup ## a table or figure of sweeps
 	$(SWEEP)
 
 fig4c: scale = paper

@@ -25,6 +25,7 @@ from tests.golden.models import (
     references,
     too_large,
 )
+from ttf.models.dpt import DPT, Inverse, StandardizedConv
 from ttf.models.lv_vit import LVViT
 from ttf.models.mae import from_official, mae_vit
 from ttf.models.ps_vit import PSViT
@@ -40,7 +41,8 @@ EACH = [pytest.param(reference, id=reference.stem) for reference in REFERENCES] 
 def _fills() -> list[Any]:
     found = []
     for reference in REFERENCES:
-        large = [pytest.mark.slow] if reference.model in ("mae_vit_h14", "segmenter_l_mask") else []
+        slow = ("mae_vit_h14", "segmenter_l_mask", "dpt_hybrid_nyu")
+        large = [pytest.mark.slow] if reference.model in slow else []
         kinds = ["normal", "strong"] if "strong_fill" in reference.golden else ["normal"]
         found += [pytest.param(reference, kind, id=f"{reference.stem}-{kind}", marks=large) for kind in kinds]
     return found or [(None, "normal")]
@@ -83,6 +85,8 @@ def test_preprocessing(reference: Reference):
 def test_settings_that_the_tolerances_cannot_see(reference: Reference):
     _skip_unless(reference, "golden")
     model: Any = reference.build()
+    if isinstance(model, DPT):
+        return _settings_of_dpt(model)
     own = not isinstance(model, VisionTransformer)
     assert {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)} == {1e-5 if own else 1e-6}
     assert {m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d)} <= {1e-5}
@@ -97,6 +101,18 @@ def test_settings_that_the_tolerances_cannot_see(reference: Reference):
         assert [layer.attn.scale for layer in layers] == [147**-0.5, 576**-0.5]
     if isinstance(model, PSViT):
         assert {layer.gamma for layer in model.ps_layers} == {1.0}
+
+
+def _settings_of_dpt(model: DPT) -> None:
+    """eps of LayerNorm 1e-6 and of GroupNorm 1e-5, exact GELU, standardised weights, NYUv2's scale and shift."""
+    kinds = {nn.LayerNorm: 1e-6, nn.GroupNorm: 1e-5}
+    for kind, eps in kinds.items():
+        assert {m.eps for m in model.modules() if isinstance(m, kind)} == {eps}
+    assert {m.approximate for m in model.modules() if isinstance(m, nn.GELU)} == {"none"}
+    backbone: Any = model.vit.patch_embed
+    convs = [m for m in backbone.backbone.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convs) == 52 and all(isinstance(m, StandardizedConv) for m in convs)
+    assert isinstance(model.output, Inverse) and (model.output.scale, model.output.shift) == (0.000305, 0.1378)
 
 
 @needs_data
@@ -139,12 +155,12 @@ def _check_input(x: Tensor, expected: dict[str, Any]) -> None:
     check_sums({"sum": x.double().sum().item(), "sum_sq": x.double().square().sum().item()}, expected)
 
 
-def _check_output(out: Any, expected: dict[str, Any]) -> None:
+def _check_output(out: Any, expected: dict[str, Any], limit: float = LIMIT) -> None:
     if "feature maps" in expected:
         for found, wanted in zip(out, expected["feature maps"], strict=True):
             check_statistics(found, wanted)
         return
-    check_statistics(out, expected)
+    check_statistics(out, expected, limit)
     if "argmax" in expected:  # classifiers; equal up to ties
         named = out.gather(1, torch.tensor(expected["argmax"]).unsqueeze(1)).squeeze(1)
         assert (out.amax(1) - named <= 2 * LIMIT * expected["std"]).all()
@@ -164,6 +180,18 @@ def _check_more_inputs(model: nn.Module, golden: dict[str, Any]) -> None:
         _check_output(model(x), aligned)
 
 
+def _check_depth(depth: Tensor, disparity: Tensor, expected: dict[str, Any], limit: float) -> None:
+    """The disparity before the last ReLU and behind it, and the depth, where nearly constant ones are given."""
+    check_statistics(disparity, expected["output"], limit)
+    torch.testing.assert_close(depth, 1 / (0.000305 * disparity.relu() + 0.1378))
+    for name, found in (("disparity_after_relu", disparity.relu()), ("depth_metres", depth)):
+        if name in expected:
+            wanted = expected[name]
+            values = found.flatten()[wanted["sample_index"]]
+            spread = limit * expected["output"]["std"] if name == "disparity_after_relu" else 1e-6
+            torch.testing.assert_close(values, torch.tensor(wanted["sample_value"]), rtol=0, atol=spread)
+
+
 @needs_data
 @pytest.mark.parametrize(("reference", "kind"), _fills())
 @torch.no_grad()
@@ -172,15 +200,17 @@ def test_same_function_of_the_weights(reference: Reference, kind: str):
     if reason := too_large(reference):
         pytest.skip(reason)
     model, sums = fill(reference.build(), reference, kind)
-    expected, x = reference.fill(kind), draw_input(reference.golden["input"])
+    expected, x, limit = reference.fill(kind), draw_input(reference.golden["input"]), reference.limit(kind)
     if kind == "normal":
         _check_fill(model, sums, reference.golden["fill_check"])
         _check_input(x, reference.golden["input"])
     with probed(model, expected["probes"]) as seen:
         out = model(x)
     for probe, statistics in expected["probes"].items():
-        check_statistics(seen[probe], statistics)
-    _check_output(out, expected["output"])
+        check_statistics(seen[probe], statistics, limit)
+    if isinstance(model, DPT):
+        return _check_depth(out, seen["scratch.output_conv.4"].squeeze(1), expected, limit)
+    _check_output(out, expected["output"], limit)
     if "low_resolution_masks" in expected:
         check_statistics(seen["decoder"], expected["low_resolution_masks"])
     _check_more_inputs(model, expected)

@@ -12,7 +12,7 @@ MISTAKES = {
     "rato=0.5": "error: rato is no setting of this command: do you mean ratio",
     "method.kapa=0.5": "error: method.kapa is no setting of this command: do you mean method.kappa",
     "method=evitt": "error: there is no method=evitt: choose one of algm, atc, ",
-    "model=resnet": "error: there is no model=resnet: choose one of deit_b, ",
+    "model=resnet": "error: there is no model=resnet: choose one of constant_depth, deit_b, ",
     "experiment=table6/kapa_0.3": "error: there is no experiment 'table6/kapa_0.3': do you mean table6/kappa_0.3",
     "experiment=glob(table60/*)": "error: no experiment fits 'table60/*': there are ",
     "paths.imagnet=/data": "error: paths.imagnet is no setting of this command: do you mean paths.imagenet",

@@ -102,7 +102,7 @@ def test_every_experiment_composes(experiment):
     name = f"{experiment.parent.name}/{experiment.stem}"
     trained, alone = (
         "finetune" in name,
-        name.startswith(("mini/", "camvid/", "bccd/")),
+        name.startswith(("mini/", "camvid/", "bccd/", "redkitchen/")),
     )  # the latter are for training alone
     scripts = ["finetune"] * (trained or alone) + ["eval"] * (not alone)
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):

@@ -27,6 +27,7 @@ SUPPORTED: dict[str, str | Make] = {
     "mmdet.models.backbones.swin.SwinTransformer": "ttf.hosts.mmdet_swin",
     "ttf.models.dino.MMDetector": "ttf.hosts.mmdet_swin",
     "mmdet.models.detectors.base.BaseDetector": "ttf.hosts.mmdet_swin",
+    "ttf.models.dpt.DPT": "ttf.hosts.dpt",
 }
 WRAPPERS = {"_orig_mod": "torch.compile", "module": "DataParallel or DistributedDataParallel"}
 

@@ -1,6 +1,6 @@
 """Metrics of depth estimation, in the order of Table 3.
 
-Outcomes (``ttf.tasks.depth``), (n,) each: the nine errors of each image (``ttf.tasks.depth_protocol.errors``),
+Outcomes (``ttf.tasks.depth``), (n,) each: the nine errors of each image (``ttf.data.depth_protocol.errors``),
 deviation, and the block of neighbouring frames that the image belongs to. Metrics are plain means over the images.
 """
 
@@ -17,9 +17,16 @@ DEVIATION = "|p - q| / q, q that of the uncompressed model"
 
 def _mean(name: str, label: str, unit: str = "", *, higher: bool = False, decimals: int = 3, **more: Any) -> Metric:
     return Metric(
-        name, label, unit, higher_is_better=higher, estimate=block_average(name), decimals=decimals,
-        difference=block_difference(name), test=block_signed_rank(name), **more,
-    )  # fmt: skip
+        name,
+        label,
+        unit,
+        higher_is_better=higher,
+        estimate=block_average(name),
+        decimals=decimals,
+        difference=block_difference(name),
+        test=block_signed_rank(name),
+        **more,
+    )
 
 
 declare(
@@ -35,8 +42,14 @@ declare(
         _mean("silog", "SILog", decimals=2),
         _mean("log10", "log10", decimals=4),
         _mean(
-            "deviation", "deviation", decimals=4, small=True, in_figures=True, log=True,
-            title=f"deviation, mean {DEVIATION}", meaning=f"mean over all pixels of {DEVIATION}",
+            "deviation",
+            "deviation",
+            decimals=4,
+            small=True,
+            in_figures=True,
+            log=True,
+            title=f"deviation, mean {DEVIATION}",
+            meaning=f"mean over all pixels of {DEVIATION}",
         ),
     ],
-)  # fmt: skip
+)

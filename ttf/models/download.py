@@ -40,7 +40,7 @@ class Published:
         name: of the model's config.
         page: where a person fetches the file.
         licence: SPDX identifier.
-        top1, miou, ap: published, in percent; one of them.
+        top1, miou, ap, abs_rel: published, the first three in percent; one of them.
         params_m: millions of parameters.
         preprocessing: of the published evaluation of a classifier.
         keys: where the tensors may lie in the file, the preferred place first.
@@ -61,6 +61,7 @@ class Published:
     top1: float | None = None
     miou: float | None = None
     ap: float | None = None
+    abs_rel: float | None = None
     preprocessing: Preprocessing | None = None
     hub: str | None = None
     url: str | None = None

@@ -223,7 +223,7 @@ def in_shapes(name: str, answer_tokens: int = 128, prompt: str = PROMPT) -> Visi
     if name not in SHAPES:
         raise MissingError(f"{name} is not on this machine, and its sizes are known of {', '.join(SHAPES)} alone")
     width, inner, layers, heads = SHAPES[name]
-    sizes = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers}
+    sizes: dict[str, Any] = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers}
     text = library.LlamaConfig(vocab_size=32064, num_attention_heads=heads, num_key_value_heads=heads, **sizes)
     tower: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
     vision = library.CLIPVisionConfig(num_attention_heads=16, image_size=336, patch_size=14, **tower)

@@ -1,4 +1,4 @@
-"""The small models of the embedded scale: ``vit_mini`` in timm's own classes, and a Segmenter on the same blocks."""
+"""The small models of the embedded scale: ``vit_mini`` in timm's own classes, a Segmenter and a DPT on its blocks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from ttf.models.dpt import DPT, Bounded
 from ttf.models.segmenter import Segmenter
 
 PREPROCESSING = {
@@ -67,3 +68,10 @@ def segmenter_mini(num_classes: int = 11) -> Segmenter:
     stem: Any = ConvStem(img_size=96, patch_size=8, embed_dim=96, strict_img_size=False)
     model.encoder.patch_embed = stem
     return model
+
+
+def dpt_mini() -> DPT:
+    """A DPT on ``vit_mini``: 96x96 images, 144 tokens, depths up to 10 metres."""
+    vit = vit_mini(num_classes=0)
+    vit.norm = nn.Identity()  # taps are raw
+    return DPT(vit, (2, 5, 8, 11), Bounded(), widths=(24, 48, 96, 96), features=32, img_size=(96, 96))

@@ -171,6 +171,8 @@ def at_hand(model: Any, folder: str | Path | None = None, downloads: str | Path 
     Args:
         model, folder, downloads: see ``load_model``.
     """
+    if model.weights == "none":
+        return EMBEDDED  # nothing is needed
     if model.weights == "transformers":
         return _of_transformers(model)
     found = next((path for path in _candidates(model, folder, downloads) if path.is_file()), None)
@@ -209,8 +211,8 @@ def load_model(
     """The network of a model config with its trained weights, in evaluation mode.
 
     Args:
-        model: config group ``model``: name, network (a ``_target_``), weights ("embedded", "hub", "official" or
-            "transformers": its target loads them by itself).
+        model: config group ``model``: name, network (a ``_target_``), weights ("embedded", "hub", "official",
+            "transformers": its target loads them by itself, or "none": it has nothing that is trained).
         checkpoint: a file instead; see ``checkpoint_files.read``. It is not compared with published hashes.
         folder: looked into first, for files named after timm's tags or like the official ones.
         downloads: official files are looked for there, and downloaded to there; None: nothing is downloaded.
@@ -219,6 +221,8 @@ def load_model(
         MissingError: no weights to be had.
         ValueError: weights of another architecture, or a file that is not the official one.
     """
+    if model.weights == "none":
+        return build(model.network).eval()
     if model.weights == "transformers" and not checkpoint:
         return build(model.network, pretrained=True).eval()
     path = Path(checkpoint) if checkpoint else _local(model, folder, downloads)

@@ -30,6 +30,7 @@ class Curves:
         task: its task.
         methods: title of a method to its rows, cheapest first.
         base: the uncompressed row; None: nothing was measured.
+        base_title: what the table calls it.
         counted: lines of ``scripts/count.py``.
         published: what the paper and others print: method, setting, gmacs and metrics by name.
     """
@@ -38,6 +39,7 @@ class Curves:
     task: str
     methods: Mapping[str, Sequence[Measured]] = field(default_factory=dict)
     base: Measured | None = None
+    base_title: str = "uncompressed"
     counted: Sequence[Row] = ()
     published: Sequence[Mapping[str, Any]] = ()
 
@@ -77,9 +79,13 @@ def gather(
         quoted = [line for line in published if line["model"] == model]
         methods = _methods([(title, m) for title, m in pairs if m.model == model and m.method is not None])
         first = next((m for measured in methods.values() for m in measured), None)
-        base = None if first is None else uncompressed(rows, first)
+        alone = next((pair for pair in pairs if pair[1].model == model and pair[1].method is None), None)
         task = first.task if first else task_of(spec)
-        found.append(Curves(model, task, methods, base, mine, quoted))
+        if first is None and alone is not None:  # a model to compare with, which is never compressed
+            found.append(Curves(model, alone[1].task, {}, alone[1], alone[0], mine, quoted))
+            continue
+        base = None if first is None else uncompressed(rows, first)
+        found.append(Curves(model, task, methods, base, counted=mine, published=quoted))
     if not found:
         wanted = "any model" if models is None else ", ".join(models)
         raise ValueError(f"no rows of {spec.name} for {wanted}: run make {spec.name} first")
@@ -117,7 +123,7 @@ def _published(curves: Curves) -> list[dict[str, str]]:
         if base is not None and "gmacs" in line:
             cells["share"] = _share(line["gmacs"], base["gmacs"])
         if base is not None and metric.name in line:
-            lost = metric.lost(base[metric.name], line[metric.name])
+            lost = metric.lost(float(base[metric.name]), float(line[metric.name]))
             cells["loss"] = "" if line is base else metric.text(lost)
         found.append(cells)
     return found
@@ -127,7 +133,7 @@ def cells(curves: Curves) -> Cells:
     """Cells, header first: measured lines, then counted ones, then published ones."""
     lines = []
     if curves.base is not None:
-        lines.append(Line("uncompressed", curves.base, curves.base))
+        lines.append(Line(curves.base_title, curves.base, curves.base))
         lines += [Line(title, m, curves.base) for title, rows in curves.methods.items() for m in rows]
     quoted = [*(_counted(row, curves.whole, curves.task) for row in curves.counted), *_published(curves)]
     return table(lines, BUDGETS, quoted=quoted, task=curves.task)

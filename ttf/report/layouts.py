@@ -49,7 +49,8 @@ def _budgets(spec: Any, rows: Sequence[Measured], options: Options) -> list[Path
         sections = [("Best at equal cost", ranking(entries, chosen["ranking"])), *sections]
     written = [_table(spec, options, sections, legend), options.path("figures", spec.name)]
     notes = chosen.get("notes", {})
-    curves.against_gmacs(entries, written[-1], chosen.get("shown", ()), chosen.get("depth"), notes)
+    drawn = [entry for entry in entries if entry.methods or entry.counted or entry.published]
+    curves.against_gmacs(drawn, written[-1], chosen.get("shown", ()), chosen.get("depth"), notes)
     for name, metric in chosen.get("scatter", {}).items():
         written.append(options.path("figures", name))
         curves.scatter(entries, metric, written[-1])

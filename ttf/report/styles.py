@@ -33,6 +33,8 @@ NAMES = {
     "deit_ti": "DeiT-Ti",
     "deit_s": "DeiT-S",
     "segmenter_ti_camvid": "Segmenter-Ti",
+    "dpt_ti": "DPT-Ti",
+    "dpt_hybrid": "DPT-Hybrid",
 }
 
 

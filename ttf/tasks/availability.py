@@ -14,7 +14,8 @@ from ttf.results.store import signature
 
 ADVICE = {
     "no data": "set paths.imagenet=ROOT (IMAGENET=ROOT for make), the folder with val/<wnid>/*.JPEG; paths.ade20k, "
-    "paths.cityscapes and paths.camvid for segmentation; paths.coco and paths.bccd for detection",
+    "paths.cityscapes and paths.camvid for segmentation; paths.coco and paths.bccd for detection; paths.nyuv2 and "
+    "paths.redkitchen for depth",
     "data incomplete": "make doctor says what is wrong with the data set",
     "no weights": "make doctor says where to put them; with a connection they are downloaded",
     "not fine-tuned": "python scripts/finetune.py experiment=NAME trains it, eight GPUs for a day or so",

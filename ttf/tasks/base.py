@@ -182,7 +182,7 @@ class Task(ABC):
 
         Args:
             label: for the progress bar.
-            outcome: from an index of the set and its item to what is measured.
+            outcome: from an index of the set and its item to what is measured; it may raise ``BadImageError``.
 
         Raises:
             ValueError: an image that cannot be read, with on_bad_image="stop", or not a single one that can.
@@ -193,7 +193,7 @@ class Task(ABC):
             for place, position in share:
                 index, item = self.data[position]
                 error = readable(item, self.on_bad_image) if isinstance(item, ValueError) else None
-                found.append((place, error or outcome(index, item)))
+                found.append((place, error or self._measured(outcome, index, item)))
                 bar.advance()
         every = processes.together(found)
         bad = [one.name for one in every if isinstance(one, BadImageError)]
@@ -201,6 +201,15 @@ class Task(ABC):
         if not good:
             raise ValueError(f"not a single image could be read: {', '.join(bad[:4])}")
         return Outcomes(stack(good), bad)
+
+    def _measured(
+        self, outcome: Callable[[int, Any], dict[str, Tensor]], index: int, item: Any
+    ) -> dict[str, Tensor] | BadImageError:
+        """What is measured of an image; where there is nothing to measure, why, if such images are skipped."""
+        try:
+            return outcome(index, item)
+        except BadImageError as error:
+            return readable(error, self.on_bad_image)
 
     def metrics(self, images: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
         """Values and 95 % intervals of outcomes, by name of the metric."""

@@ -2,7 +2,16 @@
 
 from ttf.training.boxes import Detection
 from ttf.training.loop import Trainer
-from ttf.training.objectives import Distillation, Pixels, Supervised, TokenLabelling
+from ttf.training.objectives import Distillation, Pixels, ScaleInvariant, Supervised, TokenLabelling
 from ttf.training.recipe import Recipe
 
-__all__ = ["Detection", "Distillation", "Pixels", "Recipe", "Supervised", "TokenLabelling", "Trainer"]
+__all__ = [
+    "Detection",
+    "Distillation",
+    "Pixels",
+    "Recipe",
+    "ScaleInvariant",
+    "Supervised",
+    "TokenLabelling",
+    "Trainer",
+]

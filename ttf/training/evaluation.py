@@ -9,8 +9,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ttf.data.depth_protocol import Protocol
 from ttf.metrics.segmentation import scores
 from ttf.tasks import segmentation
+from ttf.tasks.resizing import Resizing
 from ttf.training.data import evaluation_batches
 
 
@@ -88,3 +90,36 @@ class MeanIoU(Score):
     def percent(self, outcomes: Tensor) -> float:
         """See ``Score.percent``."""
         return 100 * scores(outcomes.sum(0)).miou.item()
+
+
+class Delta1(Score):
+    """Share of the pixels within a factor of 1.25 of the true depth, mean over images; (n,) float32.
+
+    Args:
+        resizing: how predictions come back to the size of the truth.
+    """
+
+    name = "d1"
+    batch_size = 8
+
+    def __init__(self, resizing: Resizing) -> None:
+        self.resizing, self.protocol = resizing, Protocol()
+
+    def outcomes(self, model: nn.Module, data: Any, engine: Accelerator, workers: int = 0) -> Tensor:
+        """See ``Score.outcomes``; which pixels count is the data set's protocol."""
+        self.protocol = data.protocol
+        return super().outcomes(model, data, engine, workers)
+
+    def of_batch(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """See ``Score.of_batch``. Raises ``ValueError`` where nothing was measured in an image."""
+        found = []
+        for depth, truth in zip(logits, targets.cpu(), strict=True):
+            errors = self.protocol.errors(self.resizing.back(depth, (truth.shape[0], truth.shape[1])).cpu(), truth)
+            if errors is None:
+                raise ValueError("an image of the test set has no measured depth where depths count: leave it out")
+            found.append(errors[0])
+        return torch.stack(found).to(logits.device)
+
+    def percent(self, outcomes: Tensor) -> float:
+        """See ``Score.percent``."""
+        return 100 * outcomes.double().mean().item()

@@ -10,11 +10,13 @@ import timm.data
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from ttf.data import depth
 from ttf.data.segmentation import Augmentation
 from ttf.data.transforms import preprocessing
+from ttf.tasks.resizing import Resizing
 from ttf.tasks.windows import Inference
 from ttf.training import boxes
-from ttf.training.evaluation import MeanIoU, Score, Top1
+from ttf.training.evaluation import Delta1, MeanIoU, Score, Top1
 
 Transform = Callable[..., Any]
 
@@ -86,7 +88,23 @@ def _answers(model: nn.Module, cfg: DictConfig) -> Kind:
     return Kind(ModelReader(model), ModelReader(model), Answered())  # type: ignore[arg-type]
 
 
-KINDS = {"cls": _classification, "seg": _segmentation, "det": _detection, "vqa": _answers}
+def _depth(model: nn.Module, cfg: DictConfig) -> Kind:
+    """``ttf.data.depth.Augmentation`` with the options ``augment``; without these whole images."""
+    if cfg.mixing is not None:
+        raise ValueError("mixup and cutmix mix labels of whole images: set mixing=null for depth")
+    known: Any = model
+    statistics: dict[str, Any] = {name: tuple(known.pretrained_cfg[name]) for name in ("mean", "std")}
+    resizing = Resizing(**{**(_options(cfg.model.inference) or {}), **statistics})
+
+    def whole(image: Any, metres: Tensor) -> tuple[Tensor, Tensor]:
+        return resizing.prepare(image), metres
+
+    options, size = _options(cfg.augment), (resizing.height, resizing.width)
+    training = depth.Augmentation(size, **options, **statistics) if options else whole
+    return Kind(training, whole, Delta1(resizing))
+
+
+KINDS = {"cls": _classification, "seg": _segmentation, "depth": _depth, "det": _detection, "vqa": _answers}
 
 
 def kind_of(model: nn.Module, cfg: DictConfig) -> Kind:

@@ -144,7 +144,7 @@ class Trainer:
     def _update(self, batches: Iterator[list[Tensor]]) -> float:
         """One optimiser step; its loss. A loss that is not finite is refused before it reaches the weights."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr_at(self.step, self.batches.total)
+            group["lr"] = group["factor"] * self.recipe.lr_at(self.step, self.batches.total)
         self.objective.train(self.recipe.mode == "train")
         try:
             loss = self._gradients(batches)

@@ -45,6 +45,32 @@ class Pixels(Supervised):
         return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, ignore_index=IGNORED)
 
 
+class ScaleInvariant(nn.Module):
+    """sqrt(mean e^2 - variance * (mean e)^2) of e = ln p - ln g over the measured pixels of a batch (arXiv 1406.2283).
+
+    Args:
+        model: gives depths (B, H, W) above 0, in metres.
+        variance: share of the common factor of all depths that is forgiven, in [0, 1].
+
+    Raises:
+        ValueError: a share out of its range.
+    """
+
+    def __init__(self, model: nn.Module, variance: float = 0.85) -> None:
+        super().__init__()
+        if not 0 <= variance <= 1:
+            raise ValueError(f"objective.variance must be in [0, 1], got {variance}")
+        self.model, self.variance = model, variance
+
+    def forward(self, images: Tensor, depth: Tensor) -> Tensor:
+        """The loss of images (B, 3, H, W) with depths (B, H, W), 0 where nothing was measured."""
+        measured = depth > 0
+        if not bool(measured.any()):
+            raise ValueError("a batch without a single measured depth: check the data set")
+        e = self.model(images).float()[measured].clamp_min(1e-3).log() - depth[measured].log()
+        return (e.square().mean() - self.variance * e.mean().square()).clamp_min(1e-12).sqrt()
+
+
 class Distillation(Supervised):
     """Soft labels from the uncompressed model, which is copied and frozen here, beside the supervised loss.
 

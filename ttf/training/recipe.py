@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,7 @@ class Recipe:
         accumulate: parts that each process computes its share of a step in, one after the other.
         lr: peak learning rate; min_lr: its final value.
         lr_reference_batch: ``lr`` is for so many images per step and grows in proportion; None: ``lr`` as it is.
+        lr_factors: learning rates of some parameters over that of the others, by how their names in the model begin.
         weight_decay: on matrices and kernels only.
         warmup_steps: steps from 0 to the peak.
         clip_grad: largest gradient norm, or None.
@@ -50,6 +52,7 @@ class Recipe:
     lr: float = 2e-5
     min_lr: float = 2e-6
     lr_reference_batch: int | None = None
+    lr_factors: Mapping[str, float] | None = None
     weight_decay: float = 1e-6
     warmup_steps: int = 0
     clip_grad: float | None = None
@@ -120,8 +123,29 @@ class Recipe:
         return self.min_lr + (self.peak_lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
     def optimizer(self, model: nn.Module) -> torch.optim.AdamW:
-        """AdamW over all parameters that train, without weight decay for vectors (biases, norms)."""
-        decay = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-        plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-        groups = [{"params": decay, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=self.peak_lr)
+        """AdamW over all parameters that train, without weight decay for vectors (biases, norms).
+
+        Groups have ``factor``, what the learning rate of a step is multiplied by.
+
+        Args:
+            model: an objective around ``model.model``.
+
+        Raises:
+            ValueError: no parameter's name begins like one of ``lr_factors``.
+        """
+        factors = {f"model.{start}": factor for start, factor in (self.lr_factors or {}).items()}
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        unread = {*factors}
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            start = next((start for start in factors if name.startswith(start)), "")
+            unread.discard(start)
+            decay = self.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((factors.get(start, 1.0), decay), []).append(parameter)
+        if unread:
+            raise ValueError(f"train.lr_factors: no weights begin with {', '.join(sorted(unread))[6:]}")
+        order = sorted(groups.items(), key=lambda group: group[0], reverse=True)
+        return torch.optim.AdamW(
+            [{"params": p, "factor": factor, "weight_decay": decay} for (factor, decay), p in order], lr=self.peak_lr
+        )

@@ -18,6 +18,7 @@ from ttf.building import build
 from ttf.calibration import calibrate_on, load_matrices, save_matrices
 from ttf.data.files import atomic_write
 from ttf.metrics.paired import mcnemar
+from ttf.models.dpt import DPT
 from ttf.models.segmenter import encoder_from_timm
 from ttf.models.weights import load_model, load_strictly, save_weights
 from ttf.results.store import Row, signature, write_json
@@ -119,7 +120,8 @@ class FineTuning:
 
             take_tower(model, tensors)
         else:
-            load_strictly(model, encoder_from_timm(model, tensors), self.cfg.encoder.name)
+            start = model.with_encoder(tensors) if isinstance(model, DPT) else encoder_from_timm(model, tensors)
+            load_strictly(model, start, self.cfg.encoder.name)
 
     def _alone(self, work: Callable[[], object]) -> None:
         """Work of the main process, which the others wait for."""

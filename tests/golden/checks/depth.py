@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.golden.dense import Cases, Files
 from ttf import metrics
-from ttf.tasks.depth_protocol import EIGEN, ERRORS, Protocol
+from ttf.data.depth_protocol import EIGEN, ERRORS, Protocol
 
 RELATIVE = 2e-7
 # the last digit of a logarithm between 1 and 2 (machines differ in it); silog is a difference of nearly equal means

@@ -197,10 +197,10 @@ def test_configs_agree_with_what_is_published(path: Path) -> None:
         pytest.skip("embedded weights")
     entry = published(config.name)
     assert config.name == path.stem
-    printed = {"cls": (config.get("published_top1"), entry.top1), "seg": (config.get("published_miou"), entry.miou)}
-    printed["det"] = (config.get("published_ap"), entry.ap)
-    shown, exact = printed[config.tasks[0]]
-    assert shown == round(exact, 1)
+    name, decimals = {"cls": ("top1", 1), "seg": ("miou", 1), "det": ("ap", 1), "depth": ("abs_rel", 3)}[
+        config.tasks[0]
+    ]
+    assert config.get(f"published_{name}") == round(getattr(entry, name), decimals)
     assert (entry.hub, entry.url is None) == (config.network.get("model_name"), config.weights == "hub")
     assert {*entry.keys} <= {*NESTS, "bare"}
     if config.network["_target_"].startswith("ttf.models.dino"):
@@ -217,7 +217,8 @@ def test_the_documentation_lists_every_file() -> None:
     rows = (CONFIGS.parents[1] / "docs" / "weights.md").read_text().splitlines()
     for name in OmegaConf.load(TABLE):
         entry = published(str(name))
-        score = entry.top1 or (f"{entry.miou} mIoU" if entry.miou else f"{entry.ap} AP")
+        scores = {"mIoU": entry.miou, "AP": entry.ap, "AbsRel": entry.abs_rel}
+        score = entry.top1 or next(f"{value} {name}" for name, value in scores.items() if value)
         file = entry.file or f"{entry.hub}.safetensors"
         row = f"| {name} | {score} | {entry.licence} | `{file}` | ["
         assert [line for line in rows if line.startswith(row) and f"({entry.page})" in line], name
