@@ -81,13 +81,8 @@ def test_a_plain_vit(given: Callable[[str], list[str]], evaluate: Callable[..., 
 
 def test_the_backbone_is_counted_as_published(configured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
     config = configured("experiment=table4/once_shifted", "model=dino_swin_l")
-    config.model.counted = {
-        "_target_": "ttf.models.swin.SwinTransformer",
-        "width": 16,
-        "heads": [1, 2, 4, 4],
-        "window": 4,
-    }
-    config.model.counted["input_size"] = 128
+    small = {"_target_": "ttf.models.swin.SwinTransformer", "width": 16, "heads": [1, 2, 4, 4], "window": 4}
+    config.model.counted = {**small, "input_size": 128}
     line = counted(config)
     assert 0 < line["gmacs"] < 1 and line["blocks"] == "[4]"
 
