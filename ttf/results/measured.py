@@ -158,7 +158,9 @@ def nearest_tome(rows: Sequence[Measured], like: Measured) -> Measured | None:
 
 
 def _is_published_tome(m: Measured) -> bool:
-    return m.method is not None and m.method["class"] == "ToMe" and m.schedule.get("class") == "RemovePerBlock"
+    if m.method is None or m.method["class"] != "ToMe":
+        return False
+    return m.schedule.get("class") == "RemovePerBlock" and m.schedule.get("blocks") is None
 
 
 def halves(pairs: Sequence[tuple[str, Measured]]) -> list[tuple[str, Measured]]:
