@@ -199,7 +199,13 @@ def _local(model: Any, folder: str | Path | None, downloads: str | Path | None) 
     found = next((path for path in candidates if path.is_file()), None)
     if model.weights == "official":
         return _official(model.name, found, downloads)
-    return candidates[0] if model.weights == "embedded" else found
+    if model.weights == "embedded" and found is None:
+        trains = model.get("trained_by") or "mini/cls"
+        raise MissingError(
+            f"the weights of {model.name} are not embedded yet: python scripts/finetune.py experiment={trains} trains "
+            f"it; give its file as checkpoint=FILE, or copy it to {candidates[0]}"
+        )
+    return found
 
 
 def load_model(

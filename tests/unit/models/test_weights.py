@@ -158,6 +158,12 @@ def test_fingerprint_follows_the_values(network):
     assert before != fingerprint(network)
 
 
+def test_weights_that_are_not_embedded_yet():
+    config = OmegaConf.create({"name": "nobody", "weights": "embedded", "trained_by": "mini/x", "network": {}})
+    with pytest.raises(MissingError, match="not embedded yet: python scripts/finetune.py experiment=mini/x trains it"):
+        load_model(config)
+
+
 def test_the_embedded_model_is_small_and_whole():
     config = OmegaConf.create(
         {"name": "vit_mini", "weights": "embedded", "network": {"_target_": "ttf.models.vit_mini.vit_mini"}}
