@@ -184,7 +184,7 @@ def test_without_public_answers_there_is_no_score():
     questions = [Question("1", "?", (), "vqav2", "test-dev")]
     said = Answers(("two",), 5)
     found = outcome(questions, said, said) | {name: torch.tensor(1.0) for name in ("tower_gmacs", "prefill_gmacs")}
-    values = measure("vqa", stack([found]))
+    values = QuestionAnswering(SceneQuestions("test", 1)).metrics(stack([found]))
     assert "score" not in values and values["agreement"]["value"] == 100
 
 
