@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import ttf
 from tests.depth_frames import SIZE, bts
 from ttf import metrics
 from ttf.data.depth_protocol import ERRORS, Protocol, whole_millimetres
@@ -19,6 +20,7 @@ from ttf.data.depth_scenes import SceneDepth
 from ttf.data.nyuv2 import nyuv2
 from ttf.data.reading import BadImageError
 from ttf.metrics.blocks import resampled_means
+from ttf.models.constant_depth import ConstantDepth
 from ttf.tasks import Depth
 from ttf.tasks.resizing import Resizing
 from ttf.training import Recipe, ScaleInvariant
@@ -227,3 +229,9 @@ def test_some_weights_learn_more_slowly():
     assert groups[2]["params"][0] is model["model"]["old"].weight
     with pytest.raises(ValueError, match="no weights begin with older"):
         Recipe(**options, lr_factors={"older": 0.1}).optimizer(model)
+
+
+def test_a_constant_depth_is_measured_like_any_model():
+    model = ConstantDepth(2.0, (32, 32))
+    assert ttf.measure.gmacs(model, (3, 32, 32)) == 0
+    assert model(torch.rand(2, 3, 32, 32)).unique().tolist() == [2.0]
