@@ -281,7 +281,7 @@ declare(
             estimate=average("quality", 100),
             decimals=2,
             in_figures=True,
-            title="IoU with the uncompressed detector's boxes",
+            title="IoU with uncompressed boxes",
             meaning="mean IoU with the uncompressed detector's boxes, 0 for those without a partner",
             difference=mean_difference("quality", 100),
         ),
