@@ -31,7 +31,7 @@ $(COMPILED): $(wildcard ttf/ops/native/*.cpp ttf/ops/native/*.h) $(STAMP)
 $(STAMP): pyproject.toml
 	@test -x $(PY) || { command -v uv >/dev/null && uv venv --python 3.11 $(VENV); } || python3 -m venv $(VENV)
 	@command -v uv >/dev/null || test -x $(VENV)/bin/uv || $(PY) -m pip install --quiet uv
-	PATH="$$PATH:$(VENV)/bin" uv pip install --python $(PY) --compile-bytecode -e '.[$(EXTRAS)]'
+	PATH="$$PATH:$(VENV)/bin" uv pip install --python $(PY) -e '.[$(EXTRAS)]'
 	@touch $@
 
 demo: setup ## the main job on the embedded model, offline: outputs/demo/tokens.png and table.md

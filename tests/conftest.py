@@ -18,6 +18,21 @@ settings.load_profile("ttf")
 TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 12, "num_heads": 3, "num_classes": 10}
 
 
+SLOW = ("mini", "real", "test_sweep.py", "test_eval_processes.py", "test_mistakes.py", "test_training_processes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first on each of two workers, which begin at the first and at the middle test."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    slow = [file for file in files if any(part in SLOW for part in file.parts)]
+    quick = [item for file in files if file not in slow for item in files[file]]
+    first, second = ([item for file in slow[start::2] for item in files[file]] for start in (0, 1))
+    room = max(0, (len(items) + 1) // 2 - len(first))
+    items[:] = [*first, *quick[:room], *second, *quick[room:]]
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """The same random weights in every run and in any order of the tests."""

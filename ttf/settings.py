@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -42,7 +43,7 @@ def text(default: Any = None) -> Any:
 
 def _check_number(name: str, value: Any, said: Mapping[str, Any]) -> None:
     for one in value if isinstance(value, Sequence) else [value]:
-        if one is not None and not (said["low"] <= one <= said["high"] and one > said["above"]):
+        if isinstance(one, Real) and not (said["low"] <= one <= said["high"] and one > said["above"]):
             raise ValueError(f"{name} is {said['meaning']}, got {one}")
 
 
@@ -107,7 +108,7 @@ class Evaluation(Knobs):
 class Benchmark(Evaluation):
     """Of ``configs/benchmark.yaml``."""
 
-    batch: Sequence[int] | None = count(None, "images of a forward pass")
+    batch: Sequence[int] | Literal["sweep"] | None = count(None, "images of a forward pass")
     modes: Sequence[Literal["eager", "compiled", "autotune", "graphs", "onnx"]] = listed(("eager",))
     rounds: int = number(9, f"a number of rounds, and a median needs at least {FEWEST_ROUNDS}", low=FEWEST_ROUNDS)
     seconds: float | None = number(None, "a time, above 0", above=0)

@@ -45,7 +45,7 @@ ROTARY = [name for name in VARIANTS if name != "no rotation"]
 
 PLACELESS = "rotates queries and keys by place"
 WHY_NOT = {
-    **dict.fromkeys(("evit", "hourglass", "uniform_pool", "prumerge"), PLACELESS),
+    **dict.fromkeys(("atc", "evit", "hourglass", "uniform_pool", "prumerge"), PLACELESS),
     **dict.fromkeys(("prune_and_merge", "sinkhorn", "patch_merger", "sit"), "needs"),
     "tome_dense": "merges inside the branches",
 }

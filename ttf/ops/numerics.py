@@ -52,9 +52,9 @@ def _images(x: Tensor) -> str:
     """Of a tensor (B, ...) that is not finite, the images it is so for, with what to check."""
     wrong = (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero().flatten().tolist()
     if len(wrong) == len(x):
-        return "of every image contain NaN or infinite values: check the weights, and the images that go in"
+        return "of every image contain NaN or infinite values: check the weights and the input images"
     some = ", ".join(map(str, wrong[:SHOWN])) + (", ..." if len(wrong) > SHOWN else "")
-    return f"of image {some} of the batch (from 0) contain NaN or infinite values: check what goes in there"
+    return f"of image {some} of the batch (from 0) contain NaN or infinite values: check that input image"
 
 
 def require_finite(x: Tensor, what: str) -> None:
