@@ -8,6 +8,7 @@ from functools import cache
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+FEWEST_ROUNDS = 5  # of a median
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", type(None): "nothing"}
 
 

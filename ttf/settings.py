@@ -13,12 +13,11 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from ttf.checks import check_types
+from ttf.checks import FEWEST_ROUNDS, check_types
 
 KNOBS = ("ratio", "kappa", "tau", "blocks")  # read where a method or a schedule has ${...} of them
 FOR_COMPRESSION = ("recover", "recover_at", "windows", "shift", "reduce_after")
 LARGEST_TAU = 1e6  # the softmax is a maximum long before; from about 1e38 on it is not a number
-FEWEST_ROUNDS = 5  # of a median
 
 
 def number(default: Any, meaning: str, low: float = -math.inf, high: float = math.inf, above: float = -math.inf) -> Any:

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ttf
 from tests.methods_under_test import CASES, MethodCase
-from ttf.hosts.segmenter import dense_blocks
+from ttf.hosts.dense import dense_blocks
 from ttf.methods.ats import ATS
 from ttf.models.segmenter import Segmenter, encoder_from_timm, segmenter_l, segmenter_ti
 from ttf.models.weights import load_strictly

@@ -22,10 +22,11 @@ from ttf.bench.budget import matched, reference
 from ttf.bench.entries import Benchmark, Entry, benchmarks
 from ttf.bench.fitting import fitted
 from ttf.building import build
+from ttf.checks import FEWEST_ROUNDS
 from ttf.data.transforms import preprocessing
 from ttf.measure.memory import peak_mib
 from ttf.measure.provenance import provenance
-from ttf.measure.throughput import FEWEST_ROUNDS, WARM_UP
+from ttf.measure.throughput import WARM_UP
 from ttf.results.costs import BASE, Row
 from ttf.results.store import signature
 from ttf.tasks.identity import compression_settings

@@ -5,7 +5,6 @@ An item is (image, depth): a PIL image and an (H, W) float32 tensor of metres, 0
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ttf.data.depth_protocol import MILLIMETRES, Protocol
-from ttf.data.reading import SIXTEEN_BITS, SUFFIXES, read_image, size_of
+from ttf.data.reading import SIXTEEN_BITS, SUFFIXES, lines_digest, read_image, size_of
 from ttf.errors import MissingError
 
 SHOWN = 4
@@ -142,11 +141,8 @@ class DepthFiles(DepthSet):
 
     def digest(self) -> str:
         """sha256 over the names and byte counts of the files."""
-        digest = hashlib.sha256()
-        for file in (file for sample in self.samples for file in sample):
-            line = f"{file.relative_to(self.root).as_posix()} {size_of(file)}\n"
-            digest.update(line.encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        files = (file for sample in self.samples for file in sample)
+        return lines_digest(f"{file.relative_to(self.root).as_posix()} {size_of(file)}" for file in files)
 
 
 def in_rooms(folder: Path) -> list[tuple[Path, Path]]:

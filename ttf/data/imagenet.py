@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch.utils.data import Dataset
 
-from ttf.data.reading import OTHER_SUFFIXES, SUFFIXES, read_image, shown, size_of
+from ttf.data.reading import OTHER_SUFFIXES, SUFFIXES, lines_digest, read_image, shown, size_of
 from ttf.errors import MissingError
 
 VAL_NAME = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
@@ -158,8 +157,4 @@ class ImageNetFolder(Dataset[tuple[Any, int]]):
 
     def digest(self) -> str:
         """Identity of the set: sha256 over the names and byte counts of its files."""
-        digest = hashlib.sha256()
-        for file, label in self.samples:
-            line = f"{file.parent.name}/{file.name} {size_of(file)} {label}\n"
-            digest.update(line.encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        return lines_digest(f"{file.parent.name}/{file.name} {size_of(file)} {label}" for file, label in self.samples)

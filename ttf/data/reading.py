@@ -5,8 +5,10 @@ EXIF orientation is not applied, as in torchvision's ``ImageFolder`` and the eva
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,14 @@ def read_image(path: Path, rgb: bool = True) -> Image.Image:
             return _as_rgb(image) if rgb else image.copy()
     except Exception as error:  # what decoders raise is no closed list
         raise BadImageError(path, str(error) or type(error).__name__) from error
+
+
+def lines_digest(lines: Iterable[str]) -> str:
+    """sha256 over lines of text, such as a file's name and its ``size_of``; names need not be UTF-8."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def size_of(path: Path) -> int:

@@ -5,7 +5,6 @@ An item is (image, mask): a PIL image and an (H, W) int64 tensor of labels 0 to 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +17,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ttf.data.reading import SUFFIXES, read_image, size_of
+from ttf.data.reading import SUFFIXES, lines_digest, read_image, size_of
 from ttf.errors import MissingError
 
 IGNORED = 255
@@ -138,11 +137,8 @@ class SegmentationFolder(Dataset[tuple[Any, Tensor]]):
 
     def digest(self) -> str:
         """Identity of the set: sha256 over the names and byte counts of its files."""
-        digest = hashlib.sha256()
-        for file in (file for sample in self.samples for file in sample):
-            line = f"{file.relative_to(self.root).as_posix()} {size_of(file)}\n"
-            digest.update(line.encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        files = (file for sample in self.samples for file in sample)
+        return lines_digest(f"{file.relative_to(self.root).as_posix()} {size_of(file)}" for file in files)
 
 
 def _ranges(values: list[int]) -> str:

@@ -5,22 +5,19 @@ Shapes: B batch, N patch tokens, M transformed tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from timm.layers import Attention
 from torch import Tensor, nn
 
-from ttf.core.exchange import Exchanged, own_class
+from ttf.core.exchange import Exchanged
 from ttf.core.host import Exit, Host
 from ttf.core.plan import Place
 from ttf.core.tokens import Tokens
-from ttf.hosts.segmenter import dense_blocks
-from ttf.hosts.timm_vit import BLOCKS, TimmBlocks, check_blocks
+from ttf.hosts.dense import PREFIX, DenseHost, known_place
 from ttf.models.dpt import DPT
-from ttf.ops.reduction import Recovery
 
 PLACES = ("taps", "reassembled")
-PREFIX = 1
 
 
 class CompressedDPT(Exchanged):
@@ -43,9 +40,8 @@ class CompressedDPT(Exchanged):
             return super().reassemble(number, tokens.dense(), grid)
         part = self.pretrained.get_submodule(f"act_postprocess{number}")
         short = part.narrow(tokens.x)
-        behind = short.new_zeros(
-            len(short), PREFIX + short.shape[1], short.shape[2]
-        )  # reductions count the class token
+        # reductions count the class token
+        behind = short.new_zeros(len(short), PREFIX + short.shape[1], short.shape[2])
         behind[:, PREFIX:] = short
         return part.as_map(tokens._replace(x=behind).dense()[:, PREFIX:], grid)
 
@@ -56,7 +52,7 @@ class NarrowedDPT(CompressedDPT):
     at_taps = False
 
 
-class DPTHost(TimmBlocks):
+class DPTHost(DenseHost):
     """A host whose head reads every patch at several blocks, so tokens come back even where the plan does not ask.
 
     Args:
@@ -69,33 +65,17 @@ class DPTHost(TimmBlocks):
         ValueError: another place.
     """
 
+    kind = DPT
     container = "pretrained.model.blocks"
     places: tuple[str, ...] = PLACES
-    recovery: Recovery | None = "nearest"
 
     def __init__(self, recover_at: str = "taps") -> None:
-        if recover_at not in PLACES:
-            raise ValueError(f"recover_at must be one of {', '.join(PLACES)}, got {recover_at!r}")
-        self.recover_at = recover_at
+        self.recover_at = known_place(recover_at, PLACES)
         self.mixin = CompressedDPT if recover_at == "taps" else NarrowedDPT
 
-    def check(self, model: Any) -> None:
-        """Raise ``ValueError`` for a subclass, whose own forward would be lost."""
-        if own_class(model) is not DPT:
-            raise ValueError(f"{type(model).__name__} is a subclass of DPT: ttf can enter a plain DPT only")
-        check_blocks(model, model.vit.blocks, BLOCKS, (Attention,))
-
-    def prefix(self, model: Any) -> int:
-        """A class token."""
-        return PREFIX
-
-    def default_blocks(self, depth: int) -> tuple[int, ...]:
-        """See ``dense_blocks``."""
-        return dense_blocks(depth)
-
-    def grid(self, model: Any, size: tuple[int, int]) -> tuple[int, int]:
-        """See ``DPT.grid``."""
-        return model.grid(size)
+    def blocks(self, model: Any) -> Sequence[nn.Module]:
+        """See ``DenseHost.blocks``."""
+        return model.vit.blocks
 
     def exits(self, model: Any) -> tuple[Exit, ...]:
         """None: what the taps read is made dense by the model."""

@@ -5,23 +5,21 @@ Shapes: B batch, N patch tokens, M transformed tokens, P prefix tokens, K classe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import Attention
 from torch import Tensor, nn
 
 from ttf.core.compressed import CompressedAttention, CompressedBlock
-from ttf.core.exchange import Exchanged, own_class
+from ttf.core.exchange import Exchanged
 from ttf.core.host import Exit, Host
 from ttf.core.plan import Place
 from ttf.core.tokens import Tokens
-from ttf.hosts.timm_vit import BLOCKS, TimmBlocks, check_blocks
+from ttf.hosts.dense import PREFIX, DenseHost, known_place
 from ttf.models.segmenter import Segmenter, as_map
-from ttf.ops.reduction import Recovery
 
 PLACES = ("backbone", "masks")
-PREFIX = 1
 
 
 class CompressedEncoder(Exchanged):
@@ -65,7 +63,7 @@ class CompressedSegmenter(Exchanged):
         return decoder.compare(out if isinstance(out, Tensor) else out.x)
 
 
-class SegmenterHost(TimmBlocks):
+class SegmenterHost(DenseHost):
     """A host whose head reads every patch, so that tokens come back even where the plan does not ask for it.
 
     Args:
@@ -76,34 +74,18 @@ class SegmenterHost(TimmBlocks):
         ValueError: another place.
     """
 
+    kind = Segmenter
     container = "encoder.blocks"
     places: tuple[str, ...] = PLACES
-    recovery: Recovery | None = "nearest"
 
     def __init__(self, recover_at: str = "backbone") -> None:
-        if recover_at not in PLACES:
-            raise ValueError(f"recover_at must be one of {', '.join(PLACES)}, got {recover_at!r}")
-        self.recover_at = recover_at
+        self.recover_at = known_place(recover_at, PLACES)
         if recover_at == "masks":
             self.mixin = CompressedSegmenter
 
-    def check(self, model: Any) -> None:
-        """Raise ``ValueError`` for a subclass, whose own forward would be lost."""
-        if own_class(model) is not Segmenter:
-            raise ValueError(f"{type(model).__name__} is a subclass of Segmenter: ttf can enter a plain Segmenter only")
-        check_blocks(model, [*model.encoder.blocks, *model.decoder.blocks], BLOCKS, (Attention,))
-
-    def prefix(self, model: Any) -> int:
-        """A class token."""
-        return PREFIX
-
-    def default_blocks(self, depth: int) -> tuple[int, ...]:
-        """See ``dense_blocks``."""
-        return dense_blocks(depth)
-
-    def grid(self, model: Any, size: tuple[int, int]) -> tuple[int, int]:
-        """See ``Segmenter.grid``."""
-        return model.grid(size)
+    def blocks(self, model: Any) -> Sequence[nn.Module]:
+        """See ``DenseHost.blocks``."""
+        return [*model.encoder.blocks, *model.decoder.blocks]
 
     def exits(self, model: Any) -> tuple[Exit, ...]:
         """The encoder's norm, which the tokens pass on their way to the decoder where they stay short."""
@@ -115,11 +97,6 @@ class SegmenterHost(TimmBlocks):
             return [(model.encoder, CompressedEncoder)]
         inside = [part for b in model.decoder.blocks for part in ((b, CompressedBlock), (b.attn, CompressedAttention))]
         return [(model.encoder, CompressedEncoder), *inside]
-
-
-def dense_blocks(depth: int) -> tuple[int, ...]:
-    """Default places: a third of the way, then a quarter and two quarters on; 8, 14, 20 of 24 and 4, 7, 10 of 12."""
-    return tuple(sorted({depth // 3 + i * (depth // 4) for i in range(3)}))
 
 
 def host(model: nn.Module) -> Host:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ttf.checks import FEWEST_ROUNDS
+
 WARM_UP = 2
-FEWEST_ROUNDS = 5
 
 
 @dataclass(frozen=True)

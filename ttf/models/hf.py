@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
@@ -76,7 +75,7 @@ def _is_here(name: str) -> bool:
     if Path(name).exists() or Path(name).is_absolute():
         return True
     try:
-        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+        return hub.downloaded(name, "config.json") is not None
     except ValueError:  # no name of the hub, which transformers says
         return True
 

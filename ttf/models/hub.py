@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import get_session
 
@@ -24,6 +25,12 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 def _words(error: BaseException) -> str:
     first = list(causes(error))[-1]
     return f"{type(first).__name__}: {(str(first) or 'no reason given').splitlines()[0][:LONGEST]}"
+
+
+def downloaded(name: str, file: str) -> Path | None:
+    """A file of a model of the hub that was downloaded before. Raises ``ValueError`` for what is no name of the hub."""
+    found = try_to_load_from_cache(name, file)
+    return Path(found) if isinstance(found, str) else None
 
 
 def unreachable() -> str | None:

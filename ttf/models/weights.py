@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -129,10 +128,14 @@ def _no_download(tag: str, reason: str, folder: str | Path | None) -> MissingErr
     )
 
 
+def _of_timm(tag: str) -> Path | None:
+    """The weights of one of timm's tags, downloaded before."""
+    return hub.downloaded(f"timm/{tag}", "model.safetensors")
+
+
 def _from_hub(network: Any, folder: str | Path | None) -> nn.Module:
     tag = network.model_name
-    known = try_to_load_from_cache(f"timm/{tag}", "model.safetensors")
-    reason = None if isinstance(known, str) else hub.unreachable()
+    reason = None if _of_timm(tag) else hub.unreachable()
     if reason:
         raise _no_download(tag, reason, folder)
     try:
@@ -150,9 +153,9 @@ def _of_transformers(model: Any) -> Path | None:
     for file in ("model.safetensors", "model.safetensors.index.json"):
         if (Path(name) / file).is_file():
             return Path(name) / file
-        cached = None if Path(name).is_absolute() else try_to_load_from_cache(name, file)
-        if isinstance(cached, str):
-            return Path(cached)
+        cached = None if Path(name).is_absolute() else hub.downloaded(name, file)
+        if cached:
+            return cached
     return None
 
 
@@ -177,8 +180,7 @@ def at_hand(model: Any, folder: str | Path | None = None, downloads: str | Path 
         return _of_transformers(model)
     found = next((path for path in _candidates(model, folder, downloads) if path.is_file()), None)
     if found is None and model.weights == "hub":
-        cached = try_to_load_from_cache(f"timm/{model.network.model_name}", "model.safetensors")
-        return Path(cached) if isinstance(cached, str) else None
+        return _of_timm(model.network.model_name)
     return found
 
 

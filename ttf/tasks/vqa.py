@@ -21,6 +21,7 @@ from ttf.core.plan import Plan
 from ttf.data.files import atomic_write
 from ttf.data.questions import Question
 from ttf.data.reading import BadImageError
+from ttf.data.subset import readable
 from ttf.metrics import answers, named
 from ttf.metrics.outcomes import pieces, stack
 from ttf.metrics.vqa import BENCHMARKS, SPLITS
@@ -176,9 +177,7 @@ class QuestionAnswering(Task):
                 tensors.append(model.preparation(self.set.image(index)))
                 good.append(index)
             except BadImageError as error:
-                if self.on_bad_image == "stop":
-                    raise
-                bad.append(error.path.name)
+                bad.append(readable(error, self.on_bad_image).name)
         return good, torch.stack(tensors) if tensors else None, bad
 
     def _batch(self, model: Any, indices: Sequence[int], images: Tensor) -> dict[int, Answers]:

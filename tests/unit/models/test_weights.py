@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
+import ttf.cli  # noqa: F401  # registers what configs resolve
 from ttf.building import build
 from ttf.doctor import examine
 from ttf.errors import MissingError
