@@ -21,12 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ttf import experiments
+from ttf.config_store import CONFIGS, models, options
 from ttf.settings import check
 
 
 def clone() -> str:
     """The folder of the clone that this code lies in, "." where that is the working directory or there is none."""
-    root = experiments.CONFIGS.parent
+    root = CONFIGS.parent
     is_one = (root / "scripts" / "eval.py").is_file() and (root / "ttf").is_dir()
     return "." if not is_one or root == Path.cwd() else str(root)
 
@@ -60,11 +61,6 @@ def _like(word: str, words: Iterable[str]) -> str:
     return ", ".join(difflib.get_close_matches(word, known, SHOWN, 0.5) or known)
 
 
-def _files_of(group: str) -> list[str]:
-    folder = experiments.CONFIGS / group
-    return [file.stem for file in folder.glob("*.yaml")]
-
-
 def _no_such_file(text: str) -> str | None:
     """Of a group's option that does not exist, "Could not find 'method/foo'"."""
     found = re.search(r"Could not find '([\w/.-]+)/([^/']+)'", text)
@@ -74,7 +70,7 @@ def _no_such_file(text: str) -> str | None:
     if group.startswith("experiment"):
         wanted = f"{group}/{name}".removeprefix("experiment/")
         return f"there is no experiment {wanted!r}: do you mean {_like(wanted, experiments.names())}?"
-    return f"there is no {group}={name}: choose one of {', '.join(sorted(_files_of(group)))}"
+    return f"there is no {group}={name}: choose one of {', '.join(options(group))}"
 
 
 def _no_such_key(text: str) -> str | None:
@@ -113,8 +109,9 @@ def _not_given(text: str) -> str | None:
 
 def _neighbours(path: Sequence[str], last: str) -> str:
     """Keys beside one that does not exist, of files that can be read without composing."""
-    files = [experiments.CONFIGS / "eval.yaml"] if not path else list((experiments.CONFIGS / path[0]).glob("*.yaml"))
-    keys = {str(key) for file in files if file.is_file() for key in OmegaConf.load(file) if key != "defaults"}
+    files = [CONFIGS / "eval.yaml"] if not path else list((CONFIGS / path[0]).glob("*.yaml"))
+    nodes = [*map(OmegaConf.load, files), *(models().values() if path == ["model"] else ())]
+    keys = {str(key) for node in nodes for key in node if key != "defaults"}
     close = difflib.get_close_matches(last, sorted(keys), SHOWN, 0.5)
     return f": do you mean {', '.join('.'.join([*path, key]) for key in close)}?" if close else ""
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import cast
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from ttf.building import build
+from ttf.config_store import model, models
 from ttf.measure.provenance import device_name
 from ttf.models.download import published
 from ttf.models.weights import EMBEDDED, at_hand
@@ -119,8 +118,6 @@ def _space(cfg: DictConfig) -> Finding:
 
 def examine(cfg: DictConfig) -> list[Finding]:
     """Look for packages, device, disk space, data and weights. ``cfg``: the composed config of ``scripts/eval.py``."""
-    files = sorted((Path(__file__).parents[1] / "configs" / "model").glob("*.yaml"))
-    models = {file.stem: cast(DictConfig, OmegaConf.load(file)) for file in files}
     return [
         *(_package(name, "everything", "make setup") for name in CORE),
         *(_package(name, cost, "make setup EXTRAS=dev,openmmlab") for name, cost in OPTIONAL.items()),
@@ -128,7 +125,7 @@ def examine(cfg: DictConfig) -> list[Finding]:
         _operators(),
         _space(cfg),
         _dataset(cfg),
-        *(_weights(name, model, cfg.paths.weights, cfg.paths.downloads) for name, model in models.items()),
+        *(_weights(name, model(name), cfg.paths.weights, cfg.paths.downloads) for name in sorted(models())),
     ]
 
 

@@ -17,17 +17,16 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-TABLES, TRAININGS = CONFIGS / "tables", CONFIGS / "experiment"
-GROUPS = {"task", "model", "method", "schedule", "logger", "data", "augment"}  # whose overrides choose a file
+from ttf import config_store
+from ttf.config_store import CONFIGS, GROUPS
+
+TABLES = CONFIGS / "tables"
 OF_ROW = {"title", "paper", "sweep", "scales", "only"}
 OF_TABLE = {"title", "layout", "overrides", "sweep", "scales", "rows"}
 HALF = "$half"  # in an axis: the scale's ``half``, a number of images
@@ -59,14 +58,7 @@ class Experiment:
 
     def node(self) -> dict[str, Any]:
         """The config that ``experiment=NAME`` stands for."""
-        values: dict[str, Any] = {"name": self.name, "title": self.title}
-        values |= {key: value for key, value in self.overrides.items() if key not in GROUPS}
-        chosen = [{f"override /{key}": value} for key, value in self.overrides.items() if key in GROUPS]
-        node = OmegaConf.create()
-        for key, value in values.items():
-            OmegaConf.update(node, key, value)
-        plain: Any = OmegaConf.to_container(node)
-        return {"defaults": [*chosen, "_self_"], **plain}
+        return config_store.experiment(self.name, {"title": self.title, **self.overrides})
 
 
 @dataclass(frozen=True)
@@ -197,9 +189,8 @@ def experiments() -> dict[str, Experiment]:
 
 @cache
 def names() -> list[str]:
-    """Names of all experiments: rows of tables, and the trainings in ``configs/experiment``."""
-    files = [str(file.relative_to(TRAININGS).with_suffix("")) for file in TRAININGS.glob("*/*.yaml")]
-    return sorted([*experiments(), *files])
+    """Names of all experiments: rows of tables, and trainings."""
+    return sorted([*experiments(), *config_store.entries("trainings")])
 
 
 def matching(pattern: str) -> list[str]:
@@ -213,11 +204,14 @@ def matching(pattern: str) -> list[str]:
 
 @cache
 def register() -> None:
-    """Make ``experiment=TABLE/ROW`` known to Hydra."""
-    store = ConfigStore.instance()
-    for name, experiment in experiments().items():
+    """Make ``model=NAME``, ``experiment=TABLE/ROW`` and the trainings known to Hydra."""
+    for name, model in config_store.models().items():
+        config_store.store("model", name, model)
+    nodes = {name: row.node() for name, row in experiments().items()}
+    nodes |= {name: config_store.experiment(name, entry) for name, entry in config_store.entries("trainings").items()}
+    for name, node in nodes.items():
         group, row = name.split("/")
-        store.store(group=f"experiment/{group}", name=row, node=experiment.node(), package="_global_", provider="ttf")
+        config_store.store(f"experiment/{group}", row, node)
 
 
 def parsed(override: str) -> tuple[str, Any]:

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,6 +25,7 @@ from torch import Tensor
 import ttf
 from tests.golden.blocks import FOLDERS
 from tests.golden.margins import Clearness, watched
+from ttf.config_store import model as config
 from ttf.methods.atc import ATC
 from ttf.methods.diffrate import from_counts, published
 from ttf.methods.evit import EViT
@@ -37,7 +37,6 @@ from ttf.methods.tome import ToMe
 from ttf.models.weights import load_model
 from ttf.schedule import KeepRatio, RemovePerBlock, RemoveShare
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 TOLERANCE = 0.02
 # Shares of the images: near ties (at most 9 % here), and those of them that may fall the other way. PiToMe and MCTF put
 # tokens into the order of their scores and pair them by place, so that some near tie is in every image.
@@ -158,7 +157,7 @@ def configuration(name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def model(shared) -> torch.nn.Module:
-    return load_model(OmegaConf.load(CONFIGS / "model" / "vit_ti_augreg.yaml"), folder=shared / "weights")
+    return load_model(config("vit_ti_augreg"), folder=shared / "weights")
 
 
 def run(model: torch.nn.Module, pixels: Tensor, name: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ttf.config_store import entries, model, options
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -95,17 +97,22 @@ def test_no_library_code_imports_mocks():
     assert not [file for file in (ROOT / "ttf").rglob("*.py") if "unittest" in file.read_text()]
 
 
-@pytest.mark.parametrize("experiment", sorted((ROOT / "configs" / "experiment").glob("*/*.yaml")), ids=lambda f: f.stem)
-def test_every_experiment_composes(experiment):
+@pytest.mark.parametrize("name", sorted(entries("trainings")))
+def test_every_training_composes(name):
     from hydra import compose, initialize_config_dir
 
-    name = f"{experiment.parent.name}/{experiment.stem}"
-    trained, alone = (
-        "finetune" in name,
-        name.startswith(("mini/", "camvid/", "bccd/", "redkitchen/")),
-    )  # the latter are for training alone
-    scripts = ["finetune"] * (trained or alone) + ["eval"] * (not alone)
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        composed = [compose(script, [f"experiment={name}"]) for script in scripts]
-    assert composed and all(cfg.name == name for cfg in composed)
-    assert f"experiment={name}" in experiment.read_text()  # the command stands in its header
+        assert compose("finetune", [f"experiment={name}"]).name == name
+    assert f"experiment={name}" in (ROOT / "configs" / "trainings.yaml").read_text()  # the command stands above it
+
+
+def test_options_without_a_file_of_their_own():
+    """Numbers in the files are numbers (1e-3 would be a text), names are unique, and each is known by its name."""
+    for file in ("models", "trainings"):
+        texts = re.findall(r"(?m)^([\w./]+):", (ROOT / "configs" / f"{file}.yaml").read_text())
+        assert len(texts) == len(set(texts))
+        assert not re.search(r": [0-9]+e", (ROOT / "configs" / f"{file}.yaml").read_text())
+    assert {"deit_s", "segmenter_l", "vit_mini"} <= set(options("model")) and "evit" in options("method")
+    with pytest.raises(ValueError, match="there is no model=deit_x: choose one of"):
+        model("deit_x")
+    assert len(list((ROOT / "configs").rglob("*.yaml"))) <= 90

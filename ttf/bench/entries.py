@@ -96,7 +96,7 @@ def _configured(cfg: DictConfig, pixels: int | None) -> Benchmark:
 
 
 def experiment(command: str, model: str | None = None) -> tuple[str, DictConfig, dict[str, Any] | None]:
-    """An experiment with overrides, "fig4a/evit ratio=0.7", on a model of ``configs/model`` or on its own.
+    """An experiment with overrides, "fig4a/evit ratio=0.7", on a model of ``configs/models.yaml`` or on its own.
 
     Returns:
         Its name, its composed config, and the arguments of ``ttf.apply``, None where it compresses nothing. A method

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from ttf import processes
 from ttf.arguments import HOST_OPTIONS
 from ttf.building import build
+from ttf.config_store import models
 from ttf.tasks.base import Task
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -20,8 +20,7 @@ def check_pair(cfg: DictConfig) -> None:
     """Raise ``ValueError`` where the model is not made for the task; the message lists those that are."""
     if cfg.task.name in cfg.model.tasks:
         return
-    folder = Path(__file__).resolve().parents[2] / "configs" / "model"
-    fitting = [f.stem for f in sorted(folder.glob("*.yaml")) if cfg.task.name in OmegaConf.load(f).tasks]
+    fitting = sorted(name for name, model in models().items() if cfg.task.name in model["tasks"])
     raise ValueError(f"model={cfg.model.name} is not for task={cfg.task.name}: choose one of {', '.join(fitting)}")
 
 

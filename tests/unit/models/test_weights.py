@@ -17,6 +17,7 @@ from torch import nn
 
 import ttf.cli  # noqa: F401  # registers what configs resolve
 from ttf.building import build
+from ttf.config_store import models
 from ttf.doctor import examine
 from ttf.errors import MissingError
 from ttf.models import hub, weights
@@ -327,7 +328,7 @@ def test_the_doctor_lists_all_models_and_how_to_get_their_weights(tmp_path):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         places = [f"paths.{name}={tmp_path}/{name}" for name in ("imagenet", "downloads")]
         findings = {f.what: f for f in examine(compose("eval", [*places, f"paths.weights={tmp_path}"]))}
-    assert {f"weights {file.stem}" for file in (CONFIGS / "model").glob("*.yaml")} <= findings.keys()
+    assert {f"weights {name}" for name in models()} <= findings.keys()
     assert findings["weights lv_vit_s"].found == str(tmp_path / LV_FILE)
     missing = findings["weights t2t_vit_14"]
     assert missing.found is None

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 import ttf
 from tests.composing import composed
+from ttf.config_store import model as config
 from ttf.data.scenes import SceneClassification, SceneSegmentation
 from ttf.models.weights import load_model
 from ttf.tasks import Classification, Segmentation
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def _model(name: str) -> Any:
-    return load_model(OmegaConf.load(ROOT / "configs" / "model" / f"{name}.yaml"), None, None, None)
+    return load_model(config(name), None, None, None)
 
 
 def _row(folder: Path, *overrides: str) -> Any:
@@ -43,7 +43,7 @@ def test_classification(tmp_path: Path) -> None:
 
 def test_segmentation(tmp_path: Path) -> None:
     model = _model("segmenter_mini")
-    how = OmegaConf.load(ROOT / "configs" / "model" / "segmenter_mini.yaml").inference
+    how = config("segmenter_mini").inference
     task = Segmentation(SceneSegmentation("test", 300), model=model, limit=4, inference=Inference(**how))
     plain, ours = task.evaluate(), task.evaluate(ratio=0.5, recover=True)
     assert plain["agreement"]["value"] == 100 and plain["kl"]["value"] == 0 < ours["kl"]["value"]

@@ -1,0 +1,69 @@
+"""Options of config groups that have no file of their own: models (``configs/models.yaml``) and experiments.
+
+``model=NAME`` and ``experiment=NAME`` mean entries of these files, which are made known to Hydra here. A file
+``model/NAME.yaml`` in a folder given by ``--config-dir`` works beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+GROUPS = {"task", "model", "method", "schedule", "logger", "data", "augment", "objective"}  # a text chooses an option
+NO_ENTRY = "."  # begins names of what entries share
+
+
+@cache
+def entries(file: str) -> dict[str, dict[str, Any]]:
+    """The entries of a file of ``configs``, by name, as they stand there."""
+    text = (CONFIGS / f"{file}.yaml").read_text()
+    content: dict[str, Any] = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return {name: entry for name, entry in content.items() if not name.startswith(NO_ENTRY)}
+
+
+@cache
+def models() -> dict[str, dict[str, Any]]:
+    """The entries of ``configs/models.yaml``, each with its name."""
+    return {name: {"name": name, **entry} for name, entry in entries("models").items()}
+
+
+def model(name: str) -> DictConfig:
+    """The config of a model. Raises ``ValueError`` where there is no such entry."""
+    if name not in models():
+        raise ValueError(f"there is no model={name}: choose one of {', '.join(sorted(models()))}")
+    return OmegaConf.create({key: value for key, value in models()[name].items() if key != "defaults"})
+
+
+def experiment(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The config that ``experiment=NAME`` stands for.
+
+    Args:
+        name: of the experiment.
+        values: a text under a group's name chooses an option there; dotted keys reach into what was chosen.
+    """
+    chosen = {key: value for key, value in values.items() if key in GROUPS and isinstance(value, str)}
+    node = OmegaConf.create({"name": name})
+    for key, value in values.items():
+        if key not in chosen:
+            OmegaConf.update(node, key, value)
+    plain: Any = OmegaConf.to_container(node)
+    return {"defaults": [*({f"override /{key}": value} for key, value in chosen.items()), "_self_"], **plain}
+
+
+def options(group: str) -> list[str]:
+    """Names that a config group can be set to: files of ``configs`` and entries."""
+    files = [file.stem for file in (CONFIGS / group).glob("*.yaml")]
+    return sorted([*files, *(models() if group == "model" else ())])
+
+
+def store(group: str, name: str, node: dict[str, Any]) -> None:
+    """Make ``group=name`` known to Hydra."""
+    package = "_global_" if group.startswith("experiment") else None
+    ConfigStore.instance().store(group=group, name=name, node=node, package=package, provider="ttf")
