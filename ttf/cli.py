@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ttf import experiments
-from ttf.config_store import CONFIGS, models, options
+from ttf.config_store import CONFIGS, choices, options
 from ttf.settings import check
 
 
@@ -110,7 +110,7 @@ def _not_given(text: str) -> str | None:
 def _neighbours(path: Sequence[str], last: str) -> str:
     """Keys beside one that does not exist, of files that can be read without composing."""
     files = [CONFIGS / "eval.yaml"] if not path else list((CONFIGS / path[0]).glob("*.yaml"))
-    nodes = [*map(OmegaConf.load, files), *(models().values() if path == ["model"] else ())]
+    nodes = [*map(OmegaConf.load, files), *(choices(path[0]).values() if len(path) == 1 else ())]
     keys = {str(key) for node in nodes for key in node if key != "defaults"}
     close = difflib.get_close_matches(last, sorted(keys), SHOWN, 0.5)
     return f": do you mean {', '.join('.'.join([*path, key]) for key in close)}?" if close else ""

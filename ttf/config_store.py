@@ -1,7 +1,8 @@
-"""Options of config groups that have no file of their own: models (``configs/models.yaml``) and experiments.
+"""Options of config groups that have no file of their own: models (``configs/models.yaml``), methods
+(``methods.yaml``) and trainings (``trainings.yaml``).
 
-``model=NAME`` and ``experiment=NAME`` mean entries of these files, which are made known to Hydra here. A file
-``model/NAME.yaml`` in a folder given by ``--config-dir`` works beside them.
+``model=NAME``, ``method=NAME`` and ``experiment=NAME`` mean entries of these files, which are made known to Hydra here.
+A file ``model/NAME.yaml`` in a folder given by ``--config-dir`` works beside them.
 """
 
 from __future__ import annotations
@@ -30,8 +31,13 @@ def entries(file: str) -> dict[str, dict[str, Any]]:
 
 @cache
 def models() -> dict[str, dict[str, Any]]:
-    """The entries of ``configs/models.yaml``, each with its name."""
+    """The models, each with its name."""
     return {name: {"name": name, **entry} for name, entry in entries("models").items()}
+
+
+def choices(group: str) -> dict[str, dict[str, Any]]:
+    """What ``group=NAME`` can mean beside files: the entries of models or methods; none for other groups."""
+    return models() if group == "model" else entries("methods") if group == "method" else {}
 
 
 def model(name: str) -> DictConfig:
@@ -60,7 +66,7 @@ def experiment(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def options(group: str) -> list[str]:
     """Names that a config group can be set to: files of ``configs`` and entries."""
     files = [file.stem for file in (CONFIGS / group).glob("*.yaml")]
-    return sorted([*files, *(models() if group == "model" else ())])
+    return sorted([*files, *choices(group)])
 
 
 def store(group: str, name: str, node: dict[str, Any]) -> None:

@@ -204,9 +204,10 @@ def matching(pattern: str) -> list[str]:
 
 @cache
 def register() -> None:
-    """Make ``model=NAME``, ``experiment=TABLE/ROW`` and the trainings known to Hydra."""
-    for name, model in config_store.models().items():
-        config_store.store("model", name, model)
+    """Make ``model=NAME``, ``method=NAME``, ``experiment=TABLE/ROW`` and the trainings known to Hydra."""
+    for group in ("model", "method"):
+        for name, entry in config_store.choices(group).items():
+            config_store.store(group, name, entry)
     nodes = {name: row.node() for name, row in experiments().items()}
     nodes |= {name: config_store.experiment(name, entry) for name, entry in config_store.entries("trainings").items()}
     for name, node in nodes.items():

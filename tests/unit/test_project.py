@@ -110,7 +110,7 @@ def test_every_training_composes(name):
 
 def test_options_without_a_file_of_their_own():
     """Numbers in the files are numbers (1e-3 would be a text), names are unique, and each is known by its name."""
-    for file in ("models", "trainings"):
+    for file in ("models", "methods", "trainings"):
         texts = re.findall(r"(?m)^([\w./]+):", (ROOT / "configs" / f"{file}.yaml").read_text())
         assert len(texts) == len(set(texts))
         assert not re.search(r": [0-9]+e", (ROOT / "configs" / f"{file}.yaml").read_text())
