@@ -14,6 +14,7 @@ from ttf import cli
 from ttf.report import tables
 from ttf.results.measured import Measured
 from ttf.results.store import Row, Store
+from ttf.tasks.options import how_far
 from ttf.tasks.run import Run, execute
 
 LEGEND = (
@@ -44,7 +45,7 @@ def main(cfg: DictConfig) -> None:
     Run(cfg).picture(folder / "tokens.png", range(cfg.figure_images))
     (folder / "table.md").write_text(tables.markdown(cells))
     base = rows[0].row
-    title = f"{cfg.model.name}, keep ratio {cfg.ratio}, {base['images']} test images, {base['device']}"
+    title = f"{cfg.model.name}, {how_far(cfg)}, {base['images']} test images, {base['device']}"
     tables.show(cells, title)
     Console().print(LEGEND)
     print(f"figure: {folder / 'tokens.png'}\ntable:  {folder / 'table.md'}")

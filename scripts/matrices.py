@@ -15,6 +15,8 @@ from ttf import cli
 @hydra.main(version_base="1.3", config_path="../configs", config_name="matrices")
 @cli.job
 def main(cfg: DictConfig) -> None:
+    if cfg.budget is not None:
+        raise ValueError("budget would have no effect: one block reduces here, by ratio")
     from ttf.report.figures import picture
     from ttf.report.matrices import matrices
     from ttf.tasks.run import Run

@@ -27,6 +27,7 @@ def apply(
     blocks: Sequence[int] | None = None,
     recover: bool | str = False,
     *,
+    budget: float | None = None,
     preset: str | None = None,
     rounding: str | None = None,
     schedule: str | Schedule | None = None,
@@ -48,6 +49,8 @@ def apply(
         blocks: 0-based blocks to reduce at; None takes the family's default (3, 6, 9 of 12).
         recover: give dense tokens back at the end of the blocks: True or "nearest" (Eq. 9-10), "transpose" (the
             method's own way back: W transposed, Hourglass's reconstruction).
+        budget: in place of ratio: the share of the model's multiply-accumulates that may be left for images of its own
+            size, in (0, 1]; the largest keep ratio within it is found by counting shapes (seconds).
         preset: of ``token_transform`` alone: "default" or "paper" (the literal equations).
         rounding: of the number of tokens: "floor" (the default), "round" or "ceil".
         schedule: "late" (``ttf.schedule.Late`` of ratio and blocks, for heads that read the class token alone), or a
@@ -67,7 +70,7 @@ def apply(
             exclude each other, or one is not read by this method and schedule.
     """
     host = hosts.find(model)
-    told = Arguments(ratio, blocks, rounding, schedule, recover, recover_at, windows, shift, reduce_after)
+    told = Arguments(ratio, blocks, rounding, schedule, recover, recover_at, windows, shift, reduce_after, budget)
     plan = told.plan(model, host, check_options(method, preset, options))
     entry.check_reached(model, plan)
     entry.leave_model(model)

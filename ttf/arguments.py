@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
 from torch import nn
 
 from ttf import methods
+from ttf.budget import budgeted, check_budget
 from ttf.core.entry import blocks_of
 from ttf.core.host import Host
 from ttf.core.plan import Plan
@@ -68,6 +69,7 @@ class Arguments:
     windows: Any = None
     shift: Any = None
     reduce_after: Any = None
+    budget: Any = None
 
     def plan(self, model: nn.Module, host: Host, method: Method) -> Plan:
         """The plan for a model.
@@ -75,6 +77,7 @@ class Arguments:
         Raises:
             ValueError: see ``ttf.apply``.
         """
+        self._check_budget()
         host, depth = self._placed(host), host.first + len(blocks_of(model, host))
         recovery, schedule = _recovery(self.recover), self._schedule(host, depth)
         schedule.check(depth)
@@ -84,7 +87,7 @@ class Arguments:
                 "the late schedule is for heads that read the class token alone: use ratio and blocks instead"
             )
         size = host.input_size(model)
-        return Plan(
+        plan = Plan(
             method,
             schedule,
             host,
@@ -94,6 +97,10 @@ class Arguments:
             None if size is None else host.grid(model, size),
             depth,
         )
+        if self.budget is None:
+            return plan
+        found = budgeted(model, plan, self.budget, lambda ratio: replace(self, ratio=ratio)._schedule(host, depth))
+        return replace(plan, schedule=found)
 
     def _placed(self, host: Host) -> Host:
         """The host with what was chosen, for hosts that have a choice."""
@@ -123,10 +130,17 @@ class Arguments:
             float(ratio), host.default_blocks(depth) if blocks is None else blocks, self.rounding or "floor"
         )
 
+    def _check_budget(self) -> None:
+        if self.budget is None:
+            return
+        check_budget(self.budget)
+        if self.ratio is not None:
+            raise ValueError("ratio and budget both say how far to reduce: give one or the other")
+
     def _own_schedule(self, given: Any) -> Schedule:
         if not callable(getattr(given, "kept", None)):
             raise ValueError(f'schedule must be "late" or a Schedule, got {given!r}')
-        also = {"ratio": self.ratio, "blocks": self.blocks, "rounding": self.rounding}
+        also = {"ratio": self.ratio, "budget": self.budget, "blocks": self.blocks, "rounding": self.rounding}
         unread = [name for name, value in also.items() if value is not None]
         if unread:
             raise ValueError(

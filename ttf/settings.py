@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ttf.checks import FEWEST_ROUNDS, check_types
 
-KNOBS = ("ratio", "kappa", "tau", "blocks")  # read where a method or a schedule has ${...} of them
+KNOBS = ("ratio", "budget", "kappa", "tau", "blocks")  # read where a method or a schedule has ${...} of them
 FOR_COMPRESSION = ("recover", "recover_at", "windows", "shift", "reduce_after")
 LARGEST_TAU = 1e6  # the softmax is a maximum long before; from about 1e38 on it is not a number
 
@@ -70,6 +70,9 @@ class Knobs(Command):
     name: str | None = None
     title: str | None = None
     ratio: float = number(0.7, "the share of tokens to keep and must be in (0, 1]", above=0, high=1)
+    budget: float | None = number(
+        None, "the share of the multiply-accumulates that may be left and must be in (0, 1]", above=0, high=1
+    )
     kappa: float | None = number(None, "the gate threshold (Eq. 3), in [-1, 1]", low=-1, high=1)
     tau: float | None = number(
         None,
@@ -254,6 +257,8 @@ def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
     compressing, own = method.get("method") != "none", _own_schedule(method)
     text = f"{method} {'' if own or not compressing else schedule}"
     keys = [one.split("=")[0].lstrip("+~") for one in given]
+    if {"ratio", "budget"} <= set(keys):
+        raise ValueError("ratio and budget both say how far to reduce: give one or the other")
     unread = [key for key in keys if key in KNOBS and f"${{{key}}}" not in text]
     unread += [key for key in keys if key in FOR_COMPRESSION and not compressing]
     if own or not compressing:

@@ -19,6 +19,11 @@ MISTAKES = {
     "+x=1": "error: x would have no effect: no such setting is read by this command",
     # types and ranges
     "ratio=1.5": "error: ratio is the share of tokens to keep and must be in (0, 1], got 1.5",
+    "budget=0": "error: budget is the share of the multiply-accumulates that may be left and must be in (0, 1], got 0",
+    "budget=half": "error: budget must be a number or nothing, got 'half'",
+    "ratio=0.5 budget=0.5": "error: ratio and budget both say how far to reduce: give one or the other",
+    "budget=0.5 schedule=late": "error: budget would have no effect: ",
+    "budget=0.5 method=none": "error: budget would have no effect: ",
     "kappa=2": "error: kappa is the gate threshold (Eq. 3), in [-1, 1], got 2",
     "tau=0": "error: tau is the inverse temperature (Eq. 5) and must be above 0, at most 1e6, got 0",
     "limit=0": "error: limit is a number of images, at least 1, got 0",

@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 from ttf.bench.counting import Shapes
 from ttf.bench.entries import OPEN, Benchmark, Entry
+from ttf.budget import nearest
 
 FOUND = ("ratio", "schedule.ratio", "schedule.r")
-
-
-def nearest(count: Callable[[int], float], low: int, high: int, target: float) -> int:
-    """The whole number in [low, high] whose count is nearest to the target; the counts rise or fall evenly.
-
-    By false position (the Illinois rule: an end that stays twice counts half), since a count may take a second.
-    """
-    count = cache(count)
-    ends, errors, kept = [low, high], [count(low) - target, count(high) - target], -1
-    if errors[0] * errors[1] > 0:
-        return min(ends, key=lambda number: abs(count(number) - target))
-    while ends[1] - ends[0] > 1:
-        share = errors[0] / (errors[0] - errors[1]) if errors[0] != errors[1] else 0.5
-        middle = min(max(ends[0] + round(share * (ends[1] - ends[0])), ends[0] + 1), ends[1] - 1)
-        error = count(middle) - target
-        side = 0 if error * errors[0] > 0 else 1
-        ends[side], errors[side] = middle, error
-        if kept == 1 - side:
-            errors[kept] /= 2
-        kept = 1 - side
-    return min(ends, key=lambda number: abs(count(number) - target))
 
 
 def _with(options: dict[str, Any], name: str, value: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ttf import experiments
 from ttf.results.costs import BASE
-from ttf.tasks.options import reduction
+from ttf.tasks.options import how_far, reduction
 
 OPEN = "=?"  # an override whose value is found by counting
 
@@ -89,7 +89,7 @@ def _configured(cfg: DictConfig, pixels: int | None) -> Benchmark:
     options = reduction(cfg)
     if options is None:
         raise ValueError("method=none compresses nothing: choose a method")
-    title = f"{cfg.method.get('method') or 'method'}, ratio {cfg.ratio}"
+    title = f"{cfg.method.get('method') or 'method'}, {how_far(cfg)}"
     benchmark = _benchmark(cfg.model, cfg.benchmark or title, pixels)
     benchmark.add(Entry(title, options))
     return benchmark

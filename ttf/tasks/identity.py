@@ -15,7 +15,8 @@ from ttf.arguments import HOST_OPTIONS, check_options
 from ttf.results.store import SCHEMA, Row, signature
 from ttf.tasks.options import reduction
 
-COMMON = {"method", "preset", "ratio", "blocks", "rounding", "schedule", "recover", "recover_at", *HOST_OPTIONS}
+OF_SCHEDULE = {"ratio", "budget", "blocks", "rounding", "schedule"}
+COMMON = {"method", "preset", *OF_SCHEDULE, "recover", "recover_at", *HOST_OPTIONS}
 OF_FILES = {"_target_", "root", "complete", "transform"}  # of a data set: the digest says what they lead to
 OF_COMPRESSION = ("method", "schedule", "recover", "recover_at", "order", *HOST_OPTIONS)
 KNOWN_LATER = ("data", "weights", "matrices")  # digests
@@ -41,8 +42,8 @@ def _schedule(options: dict[str, Any]) -> Row:
         plain: Row = _plain(given)
         return plain
     places = options.get("blocks")
-    ratio, rounding = float(options["ratio"]), options.get("rounding", "floor")
-    return {"class": "KeepRatio", "ratio": ratio, "blocks": places and list(places), "rounding": rounding}
+    rounding, name = options.get("rounding", "floor"), "ratio" if options.get("budget") is None else "budget"
+    return {"class": "KeepRatio", name: float(options[name]), "blocks": places and list(places), "rounding": rounding}
 
 
 def compression_settings(options: dict[str, Any] | None) -> Row:

@@ -51,6 +51,11 @@ def pick_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def how_far(cfg: DictConfig) -> str:
+    """The keep ratio of a config in words, or the budget that is given in its place."""
+    return f"ratio {cfg.ratio}" if cfg.get("budget") is None else f"budget {cfg.budget}"
+
+
 def reduction(cfg: DictConfig) -> dict[str, Any] | None:
     """Arguments of ``ttf.apply`` from the config groups method and schedule; None for method=none."""
     if cfg.method.get("method") == "none":
@@ -66,4 +71,10 @@ def reduction(cfg: DictConfig) -> dict[str, Any] | None:
     common = {**back, **options}
     if "_target_" in cfg.schedule:
         return {**common, "schedule": build(cfg.schedule, _convert_="object")}
-    return {**common, **resolved["schedule"]}
+    return {**common, **_one_of(resolved["schedule"])}
+
+
+def _one_of(schedule: dict[str, Any]) -> dict[str, Any]:
+    """A keep ratio, or the budget that is given in its place."""
+    left_out = "ratio" if schedule.get("budget") is not None else "budget"
+    return {name: value for name, value in schedule.items() if name != left_out}

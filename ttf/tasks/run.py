@@ -29,7 +29,7 @@ from ttf.results.store import SCHEMA, Row, Store, signature
 from ttf.tasks.availability import check_fetched, trained_weights
 from ttf.tasks.classification import Classification
 from ttf.tasks.identity import baseline_of, key_of, settings
-from ttf.tasks.options import check_pair, make_task, pick_device, pick_dtype, reduction
+from ttf.tasks.options import check_pair, how_far, make_task, pick_device, pick_dtype, reduction
 
 COUNTED_IMAGES = 16  # where the number of tokens depends on the image, GMACs are a mean over so many
 
@@ -170,7 +170,7 @@ class Run:
         return self.cfg.title or (self.cfg.method.get("method") or "method")
 
     def _words(self) -> str:
-        return f"{self.cfg.model.name}, {self.cfg.name or self.cfg.method.get('method')}, {self.cfg.ratio}"
+        return f"{self.cfg.model.name}, {self.cfg.name or self.cfg.method.get('method')}, {how_far(self.cfg)}"
 
     def _costs(self, model: nn.Module) -> Row:
         samples = self._samples(model)
