@@ -1,24 +1,6 @@
-"""Questions, answers and the tokens that were left: ``python scripts/answers.py model=llava_mini limit=3``."""
+"""``ttf answers`` from a clone."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
-import hydra
-from omegaconf import DictConfig
-
-from ttf import cli
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="answers")
-@cli.job
-def main(cfg: DictConfig) -> None:
-    from ttf.report.answers import figure
-    from ttf.tasks.examples import examples
-
-    figure(examples(cfg, cfg.pick), Path(cfg.figure))
-    print(cfg.figure)
-
+from ttf.commands import start
 
 if __name__ == "__main__":
-    cli.run(main)
+    start("answers")

@@ -1,55 +1,6 @@
-"""The main job on the embedded scale, offline: a table and a figure. ``make demo``."""
+"""``ttf demo`` from a clone."""
 
-from __future__ import annotations
-
-from functools import partial
-from pathlib import Path
-
-import hydra
-from hydra import compose
-from omegaconf import DictConfig, open_dict
-from rich.console import Console
-
-from ttf import cli
-from ttf.report import tables
-from ttf.results.measured import Measured
-from ttf.results.store import Row, Store
-from ttf.tasks.options import how_far
-from ttf.tasks.run import Run, execute
-
-LEGEND = (
-    "drop: points of top-1 below the uncompressed model; agree: images with its class; KL: KL(uncompressed || "
-    "compressed), nats; efficiency: speed-up / (MACs uncompressed / MACs compressed)"
-)
-METHODS = {"uncompressed": "none", "paper": "paper", "default": "token_transform"}
-
-
-def _row(cfg: DictConfig, method: DictConfig) -> Row:
-    with open_dict(cfg):
-        cfg.method = method
-    row = execute(cfg)
-    assert row is not None, "one process"
-    return row
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="demo")
-@cli.job
-def main(cfg: DictConfig) -> None:
-    methods = {name: compose("eval", [f"method={choice}"]).method for name, choice in METHODS.items()}
-    store = Store(cfg.paths.runs)
-    measured = [_row(cfg.copy(), method) for method in methods.values()]
-    rows = [Measured(row, partial(store.images, row["id"])) for row in measured]
-    lines = [tables.Line(name, row, rows[0]) for name, row in zip(methods, rows, strict=True)]
-    cells = tables.table(lines, without=("class_token_error",))
-    folder = Path(cfg.demo_folder)
-    Run(cfg).picture(folder / "tokens.png", range(cfg.figure_images))
-    (folder / "table.md").write_text(tables.markdown(cells))
-    base = rows[0].row
-    title = f"{cfg.model.name}, {how_far(cfg)}, {base['images']} test images, {base['device']}"
-    tables.show(cells, title)
-    Console().print(LEGEND)
-    print(f"figure: {folder / 'tokens.png'}\ntable:  {folder / 'table.md'}")
-
+from ttf.commands import start
 
 if __name__ == "__main__":
-    cli.run(main)
+    start("demo")

@@ -1,50 +1,6 @@
-"""Measure a model, compressed or not, and write a row: ``python scripts/eval.py task=cls model=vit_ti_augreg``."""
+"""``ttf eval`` from a clone."""
 
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-import hydra
-from omegaconf import DictConfig
-
-from ttf import cli
-from ttf.errors import MissingError
-
-
-def check_out(out: str | None) -> None:
-    """Raise ``ValueError`` where ``out`` would replace something else than a row."""
-    from ttf.data.files import check_replaceable
-    from ttf.results.store import is_row
-
-    if out:
-        check_replaceable(Path(out), is_row, "a row of results")
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="eval")
-@cli.job
-def main(cfg: DictConfig) -> None:
-    from ttf.report.terminal import print_row
-    from ttf.report.wandb import log_row
-    from ttf.results.store import write_json
-    from ttf.tasks.run import execute
-
-    check_out(cfg.out)
-    try:
-        row = execute(cfg)
-    except MissingError as error:
-        if cfg.on_missing != "skip":
-            raise
-        print(f"skipped {cfg.name or cfg.model.name}: {error}", file=sys.stderr)
-        return
-    if row is None:  # another process has it
-        return
-    print_row(row)
-    if cfg.out:
-        check_out(cfg.out)  # an evaluation takes a while
-        write_json(Path(cfg.out), row)
-    log_row(row, cfg.logger)
-
+from ttf.commands import start
 
 if __name__ == "__main__":
-    cli.run(main)
+    start("eval")

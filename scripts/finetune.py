@@ -1,25 +1,6 @@
-"""Train or fine-tune a model: ``python scripts/finetune.py experiment=table1/deit_s_finetune_0.7``."""
+"""``ttf finetune`` from a clone."""
 
-from __future__ import annotations
-
-import hydra
-from omegaconf import DictConfig
-
-from ttf import cli
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="finetune")
-@cli.job
-def main(cfg: DictConfig) -> None:
-    from ttf.training.run import FineTuning
-
-    training = FineTuning(cfg)
-    outcome = training.run()
-    if training.engine.is_main_process:
-        name = training.kind.score.name
-        figures = ", ".join(f"{way.replace('_', '-')} {value:.2f} %" for way, value in outcome[name].items())
-        print(f"{name} on {outcome['images']} images: {figures}. Weights, log and summary are in {training.folder}")
-
+from ttf.commands import start
 
 if __name__ == "__main__":
-    cli.run(main)
+    start("finetune")

@@ -1,42 +1,6 @@
-"""Attention with column sums and the transform beside what they replace: ``python scripts/operators.py threads=2``."""
+"""``ttf operators`` from a clone."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
-import hydra
-import torch
-from omegaconf import DictConfig
-
-from ttf import cli
-from ttf.bench.operators import operators
-from ttf.measure.provenance import provenance
-from ttf.report.costs import published
-from ttf.results import costs
-
-
-def cells(rows: list[costs.Row]) -> list[list[str]]:
-    """A line a row, header first."""
-    return [["operator", "shape", "way", "median ms"]] + [
-        [row["operator"], row["shape"], row["way"], f"{row['median_ms']:.1f}"] for row in rows
-    ]
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="operators")
-@cli.job
-def main(cfg: DictConfig) -> None:
-    costs.check_file(Path(cfg.csv))
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
-    torch.manual_seed(cfg.seed)
-    known, path = provenance(torch.device("cpu")), Path(cfg.csv)
-    place = {"device": known["device"], "torch": known["versions"]["torch"], "rounds": cfg.rounds}
-    place |= {"git": known["git"]["sha"], "dirty": known["git"]["dirty"]}
-    rows = [row | place for row in operators(cfg.rounds)]
-    shapes = "attention: images x heads x tokens; transform: images x tokens x channels, 0.7 of the tokens kept"
-    title = f"{known['device']}, float32, median of {cfg.rounds} rounds. {shapes}"
-    published(rows, cells(rows), title, path)
-
+from ttf.commands import start
 
 if __name__ == "__main__":
-    cli.run(main)
+    start("operators")

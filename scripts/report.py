@@ -1,28 +1,6 @@
-"""Write the numbers of README.md and docs anew from rows, between their markers: ``python scripts/report.py``."""
+"""``ttf report`` from a clone."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
-import hydra
-from omegaconf import DictConfig
-
-from ttf import cli
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="report")
-@cli.job
-def main(cfg: DictConfig) -> None:
-    from ttf.report.documents import Numbers, rewrite
-    from ttf.results.measured import read
-
-    numbers = Numbers(read(cfg.paths.rows, Path(cfg.paths.rows) / "no_drafts"), Path(cfg.paths.results) / "speed")
-    changed = rewrite(Path(cfg.paths.root), numbers, cfg.compare)
-    words = "differs from rows" if cfg.compare else "written"
-    print("\n".join(f"{name}: {words}" for name in changed) or "every number is that of its row")
-    if cfg.compare and changed:
-        raise SystemExit(1)
-
+from ttf.commands import start
 
 if __name__ == "__main__":
-    cli.run(main)
+    start("report")

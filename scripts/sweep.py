@@ -1,38 +1,6 @@
-"""The rows of a table or figure: list them, measure what is missing, draw: ``python scripts/sweep.py table=table6``."""
+"""``ttf sweep`` from a clone."""
 
-from __future__ import annotations
-
-import sys
-
-import hydra
-from omegaconf import DictConfig
-
-from ttf import cli, experiments
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="sweep")
-@cli.job
-def main(cfg: DictConfig) -> None:
-    table = experiments.load(cfg.table)
-    table.planned(cfg.scale)  # a wrong scale shows before torch is imported
-    from ttf.sweep import Drawing, Sweep, draw, listing, summary
-
-    places = [f"paths.{name}={place}" for name, place in cfg.paths.items() if place is not None]
-    sweep = Sweep(table, cfg.scale, cfg.paths, [*places, *cfg.overrides], cfg.force)
-    states = sweep.states()
-    if cfg.list:
-        print(listing(states))
-        return
-    if sweep.open(states):
-        sweep.run(states)
-    changed = sweep.publish(states) if cfg.publish else []
-    for path in draw(sweep, Drawing(cfg.models, cfg.paths.results if cfg.publish else cfg.paths.logs, cfg.publish)):
-        print(path)
-    print(summary(states) + (f"; published in {', '.join(changed)}" if changed else ""))
-    if any(state.word == "failed" for state in states):
-        raise SystemExit(1)
-
+from ttf.commands import start
 
 if __name__ == "__main__":
-    sys.argv[1:] = ["list=true" if argument == "--list" else argument for argument in sys.argv[1:]]
-    cli.run(main)
+    start("sweep")

@@ -38,11 +38,12 @@ OmegaConf.register_new_resolver("product", lambda a, b: int(a) * int(b), replace
 
 USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException, OSError, MemoryError)
 INTERRUPTED = 130
+FLAGS = {"--list": "list=true"}  # Hydra knows no flags of ours
 SHOWN = 4  # names like the one that was meant
 
 
-def expand_experiments(arguments: Sequence[str]) -> list[str]:
-    """``experiment=glob(table/*)`` as a list of names: Hydra's own glob does not look into sub-folders.
+def expanded(arguments: Sequence[str]) -> list[str]:
+    """``experiment=glob(table/*)`` as a list of names: Hydra's own glob does not look into sub-folders. And flags.
 
     Raises:
         ValueError: nothing fits the pattern.
@@ -50,7 +51,7 @@ def expand_experiments(arguments: Sequence[str]) -> list[str]:
 
     def expand(argument: str) -> str:
         found = re.fullmatch(r"experiment=glob\((.+)\)", argument)
-        return f"experiment={','.join(experiments.matching(found[1]))}" if found else argument
+        return f"experiment={','.join(experiments.matching(found[1]))}" if found else FLAGS.get(argument, argument)
 
     return [expand(argument) for argument in arguments]
 
@@ -179,7 +180,7 @@ def run(main: Callable[[], Any]) -> None:
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing and leaving
     try:
-        sys.argv[1:] = expand_experiments(sys.argv[1:])
+        sys.argv[1:] = expanded(sys.argv[1:])
         main()
     except USER_ERRORS as error:
         _stop(error)

@@ -16,7 +16,9 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+PACKAGE = Path(__file__).resolve().parent
+PLACES = (PACKAGE / "configs", PACKAGE.parent / "configs")  # of a wheel, of a clone
+CONFIGS = next(folder for folder in PLACES if folder.is_dir())
 GROUPS = {"task", "model", "method", "schedule", "logger", "data", "augment", "objective"}  # a text chooses an option
 NO_ENTRY = "."  # begins names of what entries share
 

@@ -82,7 +82,7 @@ def _remedy(model: DictConfig, downloads: str) -> str:
         return "network.name=NAME on the hub, downloaded at first use; offline: a folder of save_pretrained"
     if model.weights == "embedded":
         trains = model.get("trained_by", "mini/cls")
-        return f"python scripts/finetune.py experiment={trains} writes it; copy it to {EMBEDDED}"
+        return f"ttf finetune experiment={trains} writes it; copy it to {EMBEDDED}"
     by_hand = "checkpoint=FILE with timm's keys"
     if model.weights == "official":
         by_hand = published(model.name).by_hand(downloads)

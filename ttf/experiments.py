@@ -173,7 +173,7 @@ def load(table: str) -> Table:
     """A table by its name. Raises ``ValueError`` where there is no such table, or it lists benchmarks."""
     content = contents(table)
     if "rows" not in content:
-        raise ValueError(f"{table} lists benchmarks: python scripts/benchmark.py table={table}")
+        raise ValueError(f"{table} lists benchmarks: ttf benchmark table={table}")
     shared, sweep = content.get("overrides", {}), content.get("sweep", {})
     rows = tuple(_row(table, str(name), given, shared, sweep) for name, given in content["rows"].items())
     options = {key: value for key, value in content.items() if key not in OF_TABLE}

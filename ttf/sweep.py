@@ -26,7 +26,7 @@ from ttf.tasks.identity import settings
 from ttf.tasks.run import execute
 
 DONE, OPEN = "done", "not run"
-NOT_MEASURED = "make doctor and scripts/sweep.py table=TABLE --list say what that takes: data, weights, or training"
+NOT_MEASURED = "make doctor and ttf sweep table=TABLE --list say what that takes: data, weights, or training"
 POLL = 2.0  # seconds between looks at rows that other processes measure
 
 
@@ -183,7 +183,7 @@ def summary(states: Sequence[State]) -> str:
 def listing(states: Sequence[State]) -> str:
     """A line a run: where it stands and its command."""
     width = max(len(state.word) for state in states)
-    lines = [f"{state.word:{width}}  python scripts/eval.py {' '.join(state.run.arguments)}" for state in states]
+    lines = [f"{state.word:{width}}  ttf eval {' '.join(state.run.arguments)}" for state in states]
     return "\n".join([*lines, summary(states)])
 
 

@@ -35,7 +35,7 @@ def test_one_row_with_out(tmp_path):
     assert "speed" not in done.stdout and "GMACs" in done.stdout
     row = json.loads(out.read_text())
     assert row == json.loads(rows(tmp_path)[0].read_text())
-    assert row["command"] == "python scripts/eval.py limit=16 throughput.batch_size=0 ratio=0.6"
+    assert row["command"] == "ttf eval limit=16 throughput.batch_size=0 ratio=0.6"
 
 
 def test_user_mistakes_end_with_one_line(tmp_path):

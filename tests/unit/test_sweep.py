@@ -100,7 +100,7 @@ def test_what_cannot_be_measured_is_listed_with_its_reason(tmp_path: Path) -> No
     done = Script("sweep", *told).done()
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == ROWS + 1 and all(line.startswith("no data  python scripts/eval.py ") for line in lines[:-1])
+    assert len(lines) == ROWS + 1 and all(line.startswith("no data  ttf eval ") for line in lines[:-1])
     assert lines[-1].startswith(f"0 of {ROWS} rows are there; {ROWS} no data (set paths.imagenet=ROOT")
 
 

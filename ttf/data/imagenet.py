@@ -103,7 +103,7 @@ def _check_whole(images: dict[str, list[str]], whole: Whole, folder: Path) -> No
     raise ValueError(
         f"ImageNet in {folder} is not complete: it has {present} of {CLASSES} classes and {total} of {whole.images} "
         f"images{which}; extract it again, or use it as a subset: task.data.imagenet.complete=false for "
-        "scripts/eval.py, data.train.complete=false data.test.complete=false for scripts/finetune.py"
+        "ttf eval, data.train.complete=false data.test.complete=false for ttf finetune"
     )
 
 

@@ -204,7 +204,7 @@ def _local(model: Any, folder: str | Path | None, downloads: str | Path | None) 
     if model.weights == "embedded" and found is None:
         trains = model.get("trained_by") or "mini/cls"
         raise MissingError(
-            f"the weights of {model.name} are not embedded yet: python scripts/finetune.py experiment={trains} trains "
+            f"the weights of {model.name} are not embedded yet: ttf finetune experiment={trains} trains "
             f"it; give its file as checkpoint=FILE, or copy it to {candidates[0]}"
         )
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ttf.errors import MissingError
 from ttf.metrics import named
 from ttf.report.tables import ABLATION, Cells, Line, grouped, legend, table
 from ttf.results.measured import Measured, halves, nearest_tome, of_experiments, reading, uncompressed
@@ -34,7 +35,8 @@ def lines_by_heading(spec: Any, rows: Sequence[Measured], models: Sequence[str] 
         models: only these; None: all that have rows.
 
     Raises:
-        ValueError: there are no rows of these experiments, or none of the uncompressed model.
+        MissingError: there are no rows of these experiments.
+        ValueError: there is none of the uncompressed model.
     """
     pairs = [
         (name, m)
@@ -42,7 +44,7 @@ def lines_by_heading(spec: Any, rows: Sequence[Measured], models: Sequence[str] 
         if m.method is not None and (models is None or m.model in models)
     ]
     if not pairs:
-        raise ValueError(f"no rows of {spec.name}: run make {spec.name} first")
+        raise MissingError(f"no rows of {spec.name}: ttf sweep table={spec.name} measures them")
     pairs = halves(pairs) if spec.options.get("halves") else pairs
     return [(heading, _lines(spec, rows, group)) for heading, group in grouped(pairs, _label(spec)).items()]
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ttf.errors import MissingError
 from ttf.metrics import Metric, headline, of_task
 from ttf.report import styles
 from ttf.report.tables import BUDGETS, Cells, Line, legend, table, task_of
@@ -67,7 +68,7 @@ def gather(
         counted: lines of ``scripts/count.py``.
 
     Raises:
-        ValueError: there are no rows of any model, nothing counted and nothing published.
+        MissingError: there are no rows of any model, nothing counted and nothing published.
     """
     titles = {row.name: row.title for row in spec.rows if row.title}
     pairs = [(titles[name], m) for name, m in of_experiments(rows, list(titles))]
@@ -88,7 +89,7 @@ def gather(
         found.append(Curves(model, task, methods, base, counted=mine, published=quoted))
     if not found:
         wanted = "any model" if models is None else ", ".join(models)
-        raise ValueError(f"no rows of {spec.name} for {wanted}: run make {spec.name} first")
+        raise MissingError(f"no rows of {spec.name} for {wanted}: ttf sweep table={spec.name} measures them")
     return found
 
 

@@ -129,6 +129,12 @@ def read(published: str | Path, drafts: str | Path) -> list[Measured]:
     return [Measured(row, partial(rows.outcomes, row)) for row in rows]
 
 
+def places(published: str | Path, drafts: str | Path) -> str:
+    """Where rows are looked for, in words, for somebody who has none."""
+    looked = f"rows are looked for in {Path(published).resolve()} and {Path(drafts).resolve()}"
+    return f"{looked}; the published ones are in results/rows of a clone: paths.rows=FOLDER"
+
+
 def of_experiments(rows: Sequence[Measured], names: Sequence[str]) -> list[tuple[str, Measured]]:
     """Pairs (name, row) of the experiments, in the order of ``names``; a sweep gives several of one name."""
     found: list[tuple[str, Measured]] = []
@@ -146,7 +152,7 @@ def uncompressed(rows: Sequence[Measured], like: Measured) -> Measured:
     found = [m for m in rows if m.method is None and m.comparable(like)]
     found.sort(key=lambda m: (m.fine_tuned, m.config.get("weights") != like.config.get("weights")))
     if not found:
-        raise ValueError(f"{like.model} has no uncompressed row: run scripts/eval.py experiment=readings/none first")
+        raise ValueError(f"{like.model} has no uncompressed row: run ttf eval experiment=readings/none first")
     return found[0].without(like.skip)
 
 

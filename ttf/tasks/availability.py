@@ -18,7 +18,7 @@ ADVICE = {
     "paths.redkitchen for depth",
     "data incomplete": "make doctor says what is wrong with the data set",
     "no weights": "make doctor says where to put them; with a connection they are downloaded",
-    "not fine-tuned": "python scripts/finetune.py experiment=NAME trains it, eight GPUs for a day or so",
+    "not fine-tuned": "ttf finetune experiment=NAME trains it, eight GPUs for a day or so",
     "not run": "the same make target with data and weights runs it",
 }
 

@@ -40,7 +40,7 @@ def _checkpoint(cfg: DictConfig) -> Path | None:
         return Path(cfg.checkpoint) if cfg.checkpoint else None
     path = trained_weights(cfg)
     if not path.is_file():
-        raise MissingError(f"no fine-tuned weights at {path}: run scripts/finetune.py experiment={cfg.name} first")
+        raise MissingError(f"no fine-tuned weights at {path}: run ttf finetune experiment={cfg.name} first")
     return path
 
 
@@ -161,7 +161,7 @@ class Run:
             "preprocessing": how,
             **provenance(self.device, self.dtype),
             "throughput": self._throughput(model),
-            "command": " ".join(["python", "scripts/eval.py", *given]),
+            "command": " ".join(["ttf", "eval", *given]),
             "seconds": round(time.time() - begin, 1),
         }
 

@@ -162,7 +162,7 @@ def test_fingerprint_follows_the_values(network):
 
 def test_weights_that_are_not_embedded_yet():
     config = OmegaConf.create({"name": "nobody", "weights": "embedded", "trained_by": "mini/x", "network": {}})
-    with pytest.raises(MissingError, match="not embedded yet: python scripts/finetune.py experiment=mini/x trains it"):
+    with pytest.raises(MissingError, match="not embedded yet: ttf finetune experiment=mini/x trains it"):
         load_model(config)
 
 

@@ -86,7 +86,7 @@ def test_drops_are_paired():
 def test_other_models_and_experiments_are_left_out(rows: list[Measured]):
     rows.append(grown("evit", 8.0, wrong=1, ratio=0.8, model="segmenter_ti_camvid"))
     assert len(budgets.gather(SPEC, rows, ["segmenter_mini"])[0].methods["EViT"]) == 2
-    with pytest.raises(ValueError, match="no rows of fig4c for segmenter_mini: run make fig4c first"):
+    with pytest.raises(ValueError, match="no rows of fig4c for segmenter_mini: ttf sweep table=fig4c"):
         budgets.gather(table("fig4c", "dense", TITLES), rows, ["segmenter_mini"])
 
 

@@ -111,14 +111,14 @@ def test_lines_are_ordered_by_a_metric_where_the_table_says_so():
 
 def test_rows_that_are_missing_are_named():
     spec = table("table6", "ablation", TABLE6)
-    with pytest.raises(ValueError, match="no rows of table6: run make table6"):
+    with pytest.raises(ValueError, match="no rows of table6: ttf sweep table=table6"):
         ablation.lines_by_heading(spec, [base()], None)
     rows = [cls("a", experiments=["table6/tau_20"])]
     with pytest.raises(ValueError, match="no uncompressed row"):
         ablation.lines_by_heading(spec, rows, None)
     with pytest.raises(ValueError, match="no rows of table6"):
         ablation.lines_by_heading(spec, rows, ["other"])
-    with pytest.raises(ValueError, match="no rows of table6 for other: run make table6 first"):
+    with pytest.raises(ValueError, match="no rows of table6 for other: ttf sweep table=table6"):
         budgets.gather(spec, rows, ["other"])
     with pytest.raises(ValueError, match="table6 has no layout 'tree': choose one of ablation, models, curves, dense"):
         report.render(table("table6", "tree", TABLE6), rows, report.Options(Path("unused")))

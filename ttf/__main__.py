@@ -1,0 +1,5 @@
+"""``python -m ttf``: the command line."""
+
+from ttf.commands import main
+
+main()

@@ -1,0 +1,70 @@
+"""Speed, compressed beside uncompressed: ``ttf benchmark model=deit_s ratio=0.7``, or ``table=speed``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from ttf import cli
+from ttf.config_store import CONFIGS
+
+if TYPE_CHECKING:  # torch comes after the settings are checked
+    from ttf.bench.timing import Timing
+    from ttf.results.costs import Row
+
+COLUMNS = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+
+
+def missing(cfg: DictConfig, wanted: list[Timing], rows: list[Row]) -> list[Timing]:
+    """The runs that are not among the rows."""
+    done = frozenset() if cfg.force else frozenset(row.get("settings", "") for row in rows)
+    todo = [timing for timing in wanted if timing.settings not in done]
+    if len(todo) < len(wanted):
+        print(f"{len(wanted) - len(todo)} of {len(wanted)} runs are in {cfg.csv} (force=true times them again)")
+    return todo
+
+
+def measured(todo: list[Timing], rows: list[Row], path: Path | None) -> list[Row]:
+    """The rows with those of the runs to do, written after every run: what is interrupted loses one."""
+    from ttf.results import costs
+
+    with Progress(*COLUMNS) as progress:
+        bar = progress.add_task("", total=len(todo))
+        for timing in todo:
+            progress.update(bar, description=timing.label)
+            rows = costs.merged(rows, timing.rows())
+            if path:
+                costs.write(rows, path)
+            progress.console.print(f"timed: {timing.label}")
+            progress.advance(bar)
+    return rows
+
+
+def run(cfg: DictConfig, wanted: list[Timing]) -> None:
+    """Time what is missing of one benchmark, write and show its table."""
+    from ttf.report import speed
+    from ttf.report.costs import published
+    from ttf.results import costs
+
+    path = Path(cfg.csv) if cfg.csv else None
+    if path:
+        costs.check_file(path)
+    rows = costs.read(path) if path else []
+    rows = measured(missing(cfg, wanted, rows), rows, path)
+    published(rows, speed.cells(rows), speed.heading(rows), path)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="benchmark")
+@cli.job
+def main(cfg: DictConfig) -> None:
+    from ttf.bench.listed import configs
+    from ttf.bench.timing import timings
+
+    chosen = [(one, list(timings(one))) for one in configs(cfg, HydraConfig.get().overrides.task)]
+    for one, wanted in chosen:
+        run(one, wanted)

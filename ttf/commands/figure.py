@@ -1,0 +1,46 @@
+"""Draw a figure from rows alone, its table beside it: ``ttf figure figure=fig4a``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from ttf import cli, experiments
+from ttf.config_store import CONFIGS
+from ttf.errors import MissingError
+
+SPEED = {"speed": "efficiency_of_methods", "speed_tokens": "efficiency_over_tokens"}
+
+
+def table_of(figure: str) -> str:
+    """The table whose rows a figure shows: its own, or one whose file names it under ``scatter``."""
+    names = experiments.names_of_tables()
+    return next((name for name in names if figure in experiments.contents(name).get("scatter", {})), figure)
+
+
+def of_speed(cfg: DictConfig, results: Path) -> None:
+    """Efficiency of methods, or over tokens; ``make speed`` has the tables."""
+    from ttf.report import speed_figures
+
+    path = results / "figures" / f"{cfg.figure}{cfg.suffix}.png"
+    getattr(speed_figures, SPEED[cfg.figure])(speed_figures.gather(cfg.figure, cfg.models, results / "speed"), path)
+    print(path)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="figure")
+@cli.job
+def main(cfg: DictConfig) -> None:
+    results = Path(cfg.paths.results)
+    if cfg.figure in SPEED:
+        return of_speed(cfg, results)
+    from ttf.report import Options, render
+    from ttf.results.measured import places, read
+
+    options = Options(results, cfg.models, cfg.suffix)
+    try:
+        paths = render(experiments.load(table_of(cfg.figure)), read(cfg.paths.rows, cfg.paths.runs), options)
+    except MissingError as error:
+        raise MissingError(f"{error}; {places(cfg.paths.rows, cfg.paths.runs)}") from error
+    print("\n".join(map(str, paths)))

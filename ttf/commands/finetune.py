@@ -1,0 +1,22 @@
+"""Train or fine-tune a model: ``ttf finetune experiment=table1/deit_s_finetune_0.7``."""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from ttf import cli
+from ttf.config_store import CONFIGS
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="finetune")
+@cli.job
+def main(cfg: DictConfig) -> None:
+    from ttf.training.run import FineTuning
+
+    training = FineTuning(cfg)
+    outcome = training.run()
+    if training.engine.is_main_process:
+        name = training.kind.score.name
+        figures = ", ".join(f"{way.replace('_', '-')} {value:.2f} %" for way, value in outcome[name].items())
+        print(f"{name} on {outcome['images']} images: {figures}. Weights, log and summary are in {training.folder}")
