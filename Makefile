@@ -1,5 +1,6 @@
 # `make help` lists the targets.
 SHELL := /bin/bash
+unexport PYTHONDONTWRITEBYTECODE # set on some machines: every process would compile torch and timm anew, ten seconds each
 VENV ?= .venv
 PY := $(VENV)/bin/python
 EXTRAS ?= dev

@@ -36,11 +36,11 @@ def main(cfg: DictConfig) -> None:
     if cfg.figure in SPEED:
         return of_speed(cfg, results)
     from ttf.report import Options, render
-    from ttf.results.measured import places, read
+    from ttf.results.measured import looked_in, read
 
     options = Options(results, cfg.models, cfg.suffix)
     try:
         paths = render(experiments.load(table_of(cfg.figure)), read(cfg.paths.rows, cfg.paths.runs), options)
     except MissingError as error:
-        raise MissingError(f"{error}; {places(cfg.paths.rows, cfg.paths.runs)}") from error
+        raise MissingError(f"{error}; {looked_in(cfg.paths.rows, cfg.paths.runs)}") from error
     print("\n".join(map(str, paths)))

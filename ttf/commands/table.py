@@ -19,7 +19,7 @@ PLACES = ("imagenet", "weights", "downloads", "results")
 @cli.job
 def main(cfg: DictConfig) -> None:
     from ttf.report import Options, render  # torch comes after the settings are checked
-    from ttf.results.measured import places, read
+    from ttf.results.measured import looked_in, read
     from ttf.tasks.availability import ADVICE, Machine
 
     machine = Machine()
@@ -32,5 +32,5 @@ def main(cfg: DictConfig) -> None:
     try:
         paths = render(experiments.load(cfg.table), read(cfg.paths.rows, cfg.paths.runs), options)
     except MissingError as error:
-        raise MissingError(f"{error}; {places(cfg.paths.rows, cfg.paths.runs)}") from error
+        raise MissingError(f"{error}; {looked_in(cfg.paths.rows, cfg.paths.runs)}") from error
     print("\n".join(map(str, paths)))

@@ -129,7 +129,7 @@ def read(published: str | Path, drafts: str | Path) -> list[Measured]:
     return [Measured(row, partial(rows.outcomes, row)) for row in rows]
 
 
-def places(published: str | Path, drafts: str | Path) -> str:
+def looked_in(published: str | Path, drafts: str | Path) -> str:
     """Where rows are looked for, in words, for somebody who has none."""
     looked = f"rows are looked for in {Path(published).resolve()} and {Path(drafts).resolve()}"
     return f"{looked}; the published ones are in results/rows of a clone: paths.rows=FOLDER"
