@@ -9,13 +9,15 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-import ttf.cli  # noqa: F401  # registers experiments and what the configs resolve with
+import ttf.cli  # noqa: F401  # registers what the configs resolve with
+from ttf import experiments
 
 CONFIGS = str(Path(__file__).parents[1] / "configs")
 
 
 @cache
 def _composed(script: str, overrides: tuple[str, ...]) -> DictConfig:
+    experiments.register(overrides)
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         return compose(script, list(overrides))
 

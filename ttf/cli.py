@@ -32,7 +32,7 @@ def clone() -> str:
     return "." if not is_one or root == Path.cwd() else str(root)
 
 
-experiments.register()
+experiments.register([])
 OmegaConf.register_new_resolver("clone", clone, replace=True)
 OmegaConf.register_new_resolver("product", lambda a, b: int(a) * int(b), replace=True)
 
@@ -181,6 +181,7 @@ def run(main: Callable[[], Any]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing and leaving
     try:
         sys.argv[1:] = expanded(sys.argv[1:])
+        experiments.register(sys.argv[1:])
         main()
     except USER_ERRORS as error:
         _stop(error)

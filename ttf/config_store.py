@@ -7,7 +7,7 @@ A file ``model/NAME.yaml`` in a folder given by ``--config-dir`` works beside th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,11 @@ def options(group: str) -> list[str]:
     return sorted([*files, *choices(group)])
 
 
-def store(group: str, name: str, node: dict[str, Any]) -> None:
-    """Make ``group=name`` known to Hydra."""
-    package = "_global_" if group.startswith("experiment") else None
-    ConfigStore.instance().store(group=group, name=name, node=node, package=package, provider="ttf")
+def store(group: str, name: str, make: Callable[[], dict[str, Any]]) -> None:
+    """Make ``group=name`` known to Hydra, once; ``make`` gives its config."""
+    known = ConfigStore.instance().repo
+    for part in group.split("/"):
+        known = known.get(part, {})
+    if f"{name}.yaml" not in known:
+        package = "_global_" if group.startswith("experiment") else None
+        ConfigStore.instance().store(group=group, name=name, node=make(), package=package, provider="ttf")

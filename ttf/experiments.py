@@ -16,7 +16,7 @@ import fnmatch
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import yaml
@@ -202,17 +202,26 @@ def matching(pattern: str) -> list[str]:
     return found
 
 
-@cache
-def register() -> None:
-    """Make ``model=NAME``, ``method=NAME``, ``experiment=TABLE/ROW`` and the trainings known to Hydra."""
+def register(arguments: Sequence[str] | None = None) -> None:
+    """Make ``model=NAME``, ``method=NAME`` and ``experiment=NAME`` known to Hydra, before it composes.
+
+    Args:
+        arguments: of the command line; the experiments that they name are made known. None: all. Hydra copies all that
+            it knows each time that it composes, and there are hundreds.
+    """
     for group in ("model", "method"):
         for name, entry in config_store.choices(group).items():
-            config_store.store(group, name, entry)
-    nodes = {name: row.node() for name, row in experiments().items()}
-    nodes |= {name: config_store.experiment(name, entry) for name, entry in config_store.entries("trainings").items()}
-    for name, node in nodes.items():
-        group, row = name.split("/")
-        config_store.store(f"experiment/{group}", row, node)
+            config_store.store(group, name, partial(dict, entry))
+    text = None if arguments is None else " ".join(arguments)
+    for name in names():
+        if text is None or name in text:
+            group, _, row = name.partition("/")
+            config_store.store(f"experiment/{group}", row, partial(_node, name))
+
+
+def _node(name: str) -> dict[str, Any]:
+    row = experiments().get(name)
+    return config_store.experiment(name, config_store.entries("trainings")[name]) if row is None else row.node()
 
 
 def parsed(override: str) -> tuple[str, Any]:

@@ -20,7 +20,7 @@ import ttf
 import ttf.cli  # registers what the configs resolve with
 from tests.scripts_under_test import Done, Script, python
 from ttf.calibration import load_matrices
-from ttf.experiments import names
+from ttf.experiments import names, register
 from ttf.models.weights import load_model
 from ttf.tasks.options import reduction
 from ttf.training.evaluation import Top1
@@ -44,6 +44,7 @@ def script(folder: Path, *overrides: str) -> Done:
 def configured(tmp_path: Path) -> Callable[..., DictConfig]:
     def make(*overrides: str) -> DictConfig:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            register(overrides)
             return compose("finetune", [f"output={tmp_path}/out", f"paths.logs={tmp_path}/logs", *overrides])
 
     return make
@@ -193,6 +194,7 @@ def test_slurm_composes():
     _needs("hydra_plugins.hydra_submitit_launcher")
     slurm = ["hydra/launcher=submitit_slurm", "hydra.launcher.nodes=2", "hydra.launcher.gpus_per_node=8"]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        register(["mini/finetune"])
         launcher = compose("finetune", ["experiment=mini/finetune", *slurm], return_hydra_config=True).hydra.launcher
     assert launcher._target_.endswith("SlurmLauncher")
     assert (launcher.nodes, launcher.gpus_per_node) == (2, 8)

@@ -102,7 +102,7 @@ def test_no_library_code_imports_mocks():
 def test_every_training_composes(name):
     from hydra import compose, initialize_config_dir
 
-    register()
+    register([name])
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         assert compose("finetune", [f"experiment={name}"]).name == name
     assert f"experiment={name}" in (ROOT / "configs" / "trainings.yaml").read_text()  # the command stands above it

@@ -102,7 +102,7 @@ def experiment(command: str, model: str | None = None) -> tuple[str, DictConfig,
         Its name, its composed config, and the arguments of ``ttf.apply``, None where it compresses nothing. A method
         that is still to be fitted has ``calibrate`` among them.
     """
-    experiments.register()
+    experiments.register([command])
     name, *overrides = command.split()
     on = [] if model is None else [f"model={model}"]
     chosen = compose("eval", [*on, f"experiment={name}", *overrides])

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import hydra
-from hydra import compose
 from omegaconf import DictConfig
 
 from ttf import cli, experiments
 from ttf.config_store import CONFIGS
 from ttf.errors import MissingError
+from ttf.experiments import Planned
 
 PLACES = ("imagenet", "weights", "downloads", "results")
 
@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> None:
     places = [f"paths.{name}={cfg.paths[name]}" for name in PLACES if cfg.paths[name] is not None]
 
     def missing(experiment: str) -> str:
-        return machine.missing(compose("eval", [f"experiment={experiment}", *places]))
+        return machine.missing(experiments.composed(Planned(experiment, "", ()), places))
 
     options = Options(Path(cfg.paths.results), cfg.models, cfg.suffix, missing, ADVICE)
     try:

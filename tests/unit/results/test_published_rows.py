@@ -60,6 +60,7 @@ def test_they_compose_as_hydra_does(addresses: list[tuple[Planned, Row]]) -> Non
     by_row = sorted(addresses, key=lambda pair: signature({"address": pair[0].address}))  # from all tables
     for run, _ in by_row[:SAMPLE]:
         with initialize_config_dir(str(experiments.CONFIGS), version_base="1.3"):
+            experiments.register(run.arguments)
             expected = compose("eval", list(run.arguments))
         assert _plain(experiments.composed(run)) == _plain(expected), run.address
     assert len({run.experiment.split("/")[0] for run, _ in by_row[:SAMPLE]}) > 1

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import ttf.cli  # noqa: F401 (resolvers of the configs)
 from ttf.data.scenes import SceneSegmentation
+from ttf.experiments import register
 from ttf.models.vit_mini import segmenter_mini
 from ttf.training import Pixels
 from ttf.training.evaluation import MeanIoU
@@ -29,6 +30,7 @@ def configured(tmp_path: Path) -> Any:
     def configure(*overrides: str) -> DictConfig:
         quick = ["train.steps=2", "train.batch_size=2", "train.eval_every=2", "data.test.length=4", "device=cpu"]
         with initialize_config_dir(CONFIGS, version_base="1.3"):
+            register(["mini/seg"])
             return compose("finetune", ["experiment=mini/seg", f"output={tmp_path}/out", *quick, *overrides])
 
     return configure
