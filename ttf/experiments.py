@@ -212,6 +212,7 @@ def register(arguments: Sequence[str] | None = None) -> None:
     for group in ("model", "method"):
         for name, entry in config_store.choices(group).items():
             config_store.store(group, name, partial(dict, entry))
+    config_store.store("experiment", "none", dict)  # so that there is a group, whose names Hydra then looks for
     text = None if arguments is None else " ".join(arguments)
     for name in names():
         if text is None or name in text:
