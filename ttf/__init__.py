@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from ttf import ops as ops
     from ttf import tasks as tasks
     from ttf.api import LayerTrace, applied, apply, plan, remove, trace, twin
+    from ttf.searching.search import search
 
-__all__ = ["LayerTrace", "applied", "apply", "measure", "plan", "remove", "trace", "twin"]
+__all__ = ["LayerTrace", "applied", "apply", "measure", "plan", "remove", "search", "trace", "twin"]
+ELSEWHERE = {"search": "ttf.searching.search"}
 ROOMS = ("api", "hosts", "measure", "methods", "ops", "tasks")
 
 
@@ -24,7 +26,7 @@ def __getattr__(name: str) -> Any:
     if name in ROOMS:
         return import_module(f"ttf.{name}")
     if name in __all__:
-        return getattr(import_module("ttf.api"), name)
+        return getattr(import_module(ELSEWHERE.get(name, "ttf.api")), name)
     raise AttributeError(f"module 'ttf' has no attribute {name!r}")
 
 

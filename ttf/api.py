@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def apply(
     budget: float | None = None,
     preset: str | None = None,
     rounding: str | None = None,
-    schedule: str | Schedule | None = None,
+    schedule: str | Path | Schedule | None = None,
     recover_at: str | None = None,
     windows: str | None = None,
     shift: str | None = None,
@@ -53,8 +54,8 @@ def apply(
             size, in (0, 1]; the largest keep ratio within it is found by counting shapes (seconds).
         preset: of ``token_transform`` alone: "default" or "paper" (the literal equations).
         rounding: of the number of tokens: "floor" (the default), "round" or "ceil".
-        schedule: "late" (``ttf.schedule.Late`` of ratio and blocks, for heads that read the class token alone), or a
-            ``Schedule`` in place of ratio, blocks and rounding.
+        schedule: "late" (``ttf.schedule.Late`` of ratio and blocks, for heads that read the class token alone), or,
+            in place of ratio, blocks and rounding, a ``Schedule`` or the file of one that ``ttf.search`` wrote (.yaml).
         recover_at: where dense tokens come back, for models with a choice (Segmenter: "backbone" or "masks").
         windows: of Swin: "places" (tokens keep the place of their informative token; any number of them) or "grid"
             (what is left of a window becomes a smaller one, Hourglass's way).

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,7 @@ from ttf.core.plan import Plan
 from ttf.methods.base import Method
 from ttf.ops.reduction import RECOVERIES, Recovery
 from ttf.schedule import KeepRatio, Late, Schedule, check_whole
+from ttf.searched import Searched, is_file, load
 
 RATIO = 0.7
 # what models with windows have a choice of, and what they take unless told
@@ -82,9 +84,11 @@ class Arguments:
         recovery, schedule = _recovery(self.recover), self._schedule(host, depth)
         schedule.check(depth)
         check_whole(schedule, host.first, depth)
-        if isinstance(schedule, Late) and (recovery is not None or not host.reads_class_token(model)):
+        behind_last = isinstance(schedule, Late) or (isinstance(schedule, Searched) and schedule.drops_behind_last)
+        if behind_last and (recovery is not None or not host.reads_class_token(model)):
+            name = "late" if isinstance(schedule, Late) else "searched"
             raise ValueError(
-                "the late schedule is for heads that read the class token alone: use ratio and blocks instead"
+                f"the {name} schedule is for heads that read the class token alone: use ratio and blocks instead"
             )
         size = host.input_size(model)
         plan = Plan(
@@ -115,10 +119,12 @@ class Arguments:
 
     def _schedule(self, host: Host, depth: int) -> Schedule:
         given, blocks = self.schedule, _blocks(self.blocks)
-        if given is not None and not isinstance(given, str):
+        if given is not None and not isinstance(given, str | Path):
             return self._own_schedule(given)
+        if is_file(given):
+            return self._own_schedule(load(given))
         if given not in (None, "late"):
-            raise ValueError(f'schedule must be "late" or a Schedule, got {given!r}')
+            raise ValueError(f'schedule must be "late", the .yaml file of a search or a Schedule, got {given!r}')
         ratio = RATIO if self.ratio is None else self.ratio
         if not isinstance(ratio, Real) or isinstance(ratio, bool):
             raise ValueError(f"ratio is the share of tokens to keep and must be a number in (0, 1], got {ratio!r}")

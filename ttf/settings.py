@@ -96,6 +96,7 @@ class Evaluation(Knobs):
     reduce_after: str | None = None
     on_missing: Literal["stop", "skip"] = "stop"
     limit: int | None = count(None, "a number of images")
+    skip: int = count(0, "a number of images", least=0)
     seed: int = number(0, "a number from 0 to 2**31", low=0, high=2**31)
     batch_size: int = count(50, "images that go through the model together")
     workers: int = count(0, "processes that read images", least=0)
@@ -119,6 +120,18 @@ class Benchmark(Evaluation):
     table: str | None = None
     benchmark: str | None = None
     csv: str | None = None
+
+
+@dataclass(frozen=True)
+class Search(Evaluation):
+    """Of ``configs/search.yaml``."""
+
+    images: int = count(128, "a number of images", least=8)
+    evaluations: int = count(200, "a number of schedules")
+    patience: int | None = count(None, "a number of schedules")
+    objective: Literal["kl", "error"] = "kl"
+    start: Sequence[str] | None = listed()
+    memory: int = count(512, "MiB that are kept of former runs")
 
 
 @dataclass(frozen=True)
@@ -196,6 +209,7 @@ COMMANDS: dict[str, type[Command]] = {
     "roofline": Costs,
     "operators": Costs,
     "demo": Demo,
+    "search": Search,
     "finetune": Finetune,
     **dict.fromkeys(("sweep", "table", "figure", "report"), Rows),
 }
@@ -228,6 +242,11 @@ class Objective(Command):
 
 
 GROUPS: dict[str, type[Command]] = {"throughput": Throughput, "mixing": Mixing, "objective": Objective}
+# what commands that share the settings of others do not read
+UNREAD = {
+    "matrices": {"budget"},
+    "search": {"ratio", "blocks", "limit", "workers", "force", "schedule", "throughput", "logger"},
+}
 NOWHERE = ("weights", "downloads")  # places that may be null
 
 
@@ -312,7 +331,11 @@ def check(cfg: DictConfig, given: Sequence[str] = (), command: str = "eval") -> 
         _check_places(cfg.paths)
     added = [one.split("=")[0].lstrip("+") for one in given if one.startswith("+")]
     loose = [key for key in added if "." not in key and "/" not in key and "@" not in key]
+    keys = [one.split("=")[0].lstrip("~") for one in given]
+    loose += [key for key in keys if key.split(".")[0] in UNREAD.get(command, ())]
     if loose:
         raise ValueError(f"{', '.join(loose)} would have no effect: no such setting is read by this command")
+    if command == "search" and cfg.budget is None:
+        raise ValueError("budget is missing: say what share of the multiply-accumulates may be left, budget=0.65")
     if "method" in cfg and "schedule" in cfg:
         check_read(cfg, given)

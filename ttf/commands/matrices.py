@@ -16,8 +16,6 @@ from ttf.config_store import CONFIGS
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="matrices")
 @cli.job
 def main(cfg: DictConfig) -> None:
-    if cfg.budget is not None:
-        raise ValueError("budget would have no effect: one block reduces here, by ratio")
     from ttf.report.figures import picture
     from ttf.report.matrices import matrices
     from ttf.tasks.run import Run

@@ -25,7 +25,7 @@ class ImageSet(Protocol):
 
 
 class Shuffled(Dataset[Any]):
-    """The first ``limit`` images of a seeded shuffle, each as (index in the set, item or the error of reading it).
+    """``limit`` images of a seeded shuffle, each as (index in the set, item or the error of reading it).
 
     Errors are items, since an exception loses its type and its message on the way out of a process that reads images.
 
@@ -33,17 +33,20 @@ class Shuffled(Dataset[Any]):
         data: the whole set.
         limit: how many; None or more than there are: all.
         seed: of the shuffle.
+        skip: how many are left out first.
 
     Raises:
-        ValueError: ``limit`` below 1.
+        ValueError: ``limit`` below 1, or no image left behind ``skip``.
     """
 
-    def __init__(self, data: ImageSet, limit: int | None = None, seed: int = 0) -> None:
+    def __init__(self, data: ImageSet, limit: int | None = None, seed: int = 0, skip: int = 0) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, got {limit}")
+        if skip < 0 or (skip and skip >= len(data)):
+            raise ValueError(f"skip={skip} leaves no image: there are {len(data)}")
         self.data = data
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-        self.indices: list[int] = order[:limit].tolist()
+        self.indices: list[int] = order[skip:][:limit].tolist()
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -96,6 +96,7 @@ class Task(ABC):
         data: the data set.
         model: what is evaluated, with its weights; None: ``adopt`` is called later.
         limit: the first images of a seeded shuffle; None: all.
+        skip: images of it that are left out first.
         seed: of the shuffle.
         batch_size: images (or windows of an image) that go through the model together.
         workers: processes that read images.
@@ -121,6 +122,7 @@ class Task(ABC):
         model: nn.Module | None = None,
         *,
         limit: int | None = None,
+        skip: int = 0,
         seed: int = 0,
         batch_size: int = 50,
         workers: int = 0,
@@ -128,7 +130,7 @@ class Task(ABC):
         cache: str | Path | None = None,
     ) -> None:
         check_on_bad_image(on_bad_image)
-        self.set, self.data, self.digest = data, Shuffled(data, limit, seed), data.digest()
+        self.set, self.data, self.digest = data, Shuffled(data, limit, seed, skip), data.digest()
         self.batch_size, self.workers, self.on_bad_image = batch_size, workers, on_bad_image
         self.cache, self.model = None if cache is None else Path(cache), model
         if model is not None:

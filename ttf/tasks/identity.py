@@ -115,6 +115,7 @@ def settings(cfg: DictConfig) -> Row:
         **order_settings(cfg),
         "dtype": cfg.dtype,
         "limit": cfg.limit,
+        **({"skip": cfg.skip} if cfg.get("skip") else {}),
         "seed": cfg.seed,
         "on_bad_image": cfg.on_bad_image,
     }

@@ -78,14 +78,14 @@ class Run:
 
     def config(self) -> Row:
         """The whole identity: the settings with the digests of data and weights; loads the model."""
-        model, _ = self._load()
+        model, _ = self.load()
         found = {**self.settings, "data": self.task.digest, "weights": fingerprint(model)}
         return found | ({"matrices": file_digest(self.matrices)} if self.matrices else {})
 
     def _compression(self, model: nn.Module) -> AbstractContextManager[Any]:
         return nullcontext() if self.reduction is None else ttf.applied(model, **self.reduction)
 
-    def _load(self) -> tuple[nn.Module, Row]:
+    def load(self) -> tuple[nn.Module, Row]:
         """The model with its weights, and its preprocessing, which the task takes on."""
         if self.model is not None:
             return self.model, self.how
@@ -113,7 +113,7 @@ class Run:
         if not isinstance(self.task, Classification):
             raise ValueError(f"this picture is of classifiers, and the task is {self.cfg.task.name}: set task=cls")
         self.task.check_positions(positions)
-        model, _ = self._load()
+        model, _ = self.load()
         self._fit_method(model)
         return model, self.task.images(positions), self.task.how
 
@@ -139,7 +139,7 @@ class Run:
             given: the overrides of its command.
         """
         begin = time.time()
-        model, how = self._load()
+        model, how = self.load()
         model.to(self.device, self.dtype)
         self._fit_method(model)
         with self._compression(model):  # a wrong option shows before the long evaluation

@@ -1,0 +1,48 @@
+"""One run of ``scripts/search.py``: config in, file of a schedule out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ttf.searched import check_writable
+from ttf.searching.search import Settings, search
+from ttf.tasks.identity import OF_SCHEDULE
+from ttf.tasks.run import Run, overrides
+
+
+def searched(cfg: DictConfig) -> str:
+    """Search and write; what there is to say of it.
+
+    Raises:
+        ValueError: a method that brings its own schedule, or as ``ttf.search``.
+    """
+    check_writable(cfg.out)
+    run = Run(cfg)
+    if run.reduction is None or "calibrate" in run.reduction or "_target_" in cfg.method:
+        raise ValueError("this method leaves no numbers of tokens to search: choose another")
+    options = {name: value for name, value in run.reduction.items() if name not in OF_SCHEDULE}
+    model, _ = run.load()
+    images = run.task.images(range(cfg.images))
+    if len(images) < cfg.images:
+        raise ValueError(f"images={cfg.images}, and there are {len(images)}: take fewer")
+    how = Settings(
+        evaluations=cfg.evaluations,
+        seed=cfg.seed,
+        patience=cfg.patience,
+        batch=cfg.batch_size,
+        memory=cfg.memory,
+        start=cfg.start or (),
+        out=Path(cfg.out),
+        provenance={"model": cfg.model.name, "command": " ".join(["python scripts/search.py", *overrides()])},
+    )
+    found = search(
+        model.to(run.device, run.dtype), images, cfg.budget, objective=cfg.objective, settings=how, **options
+    )
+    return _said(found.counts, Path(cfg.out), cfg)
+
+
+def _said(counts: tuple[int, ...], path: Path, cfg: DictConfig) -> str:
+    again = f"model={cfg.model.name} schedule=searched schedule.file={path} skip={cfg.skip + cfg.images}"
+    return f"{path}: {', '.join(map(str, counts))} patch tokens\non other images: python scripts/eval.py {again}"
