@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ttf
 from ttf import hosts
+from ttf.bench.arithmetic import arithmetic
 from ttf.bench.fitting import IMAGES, fit, random_model
 from ttf.building import build
 from ttf.data.transforms import preprocessing
@@ -56,6 +57,16 @@ class Shapes:
         with self._mode:
             found = costs(self._model, torch.zeros(1, *self.size))
         return {name: round(value, 4) for name, value in found.items()}
+
+    def arithmetic(self, options: dict[str, Any] | None) -> dict[str, float | str]:
+        """``ttf.bench.arithmetic`` of one image.
+
+        Args:
+            options: arguments of ``ttf.apply``; None: uncompressed.
+        """
+        with self._mode:
+            model = ttf.remove(self._model)
+            return arithmetic(model if options is None else ttf.apply(model, **options), torch.zeros(1, *self.size))
 
     def gmacs(self, options: dict[str, Any] | None) -> float:
         """GMACs of one image or window.

@@ -1,4 +1,4 @@
-"""The ways to run a model that are timed: eager, compiled in three ways, and ONNX Runtime."""
+"""The ways to run a model that are timed: eager, compiled in three ways, as one CUDA graph, and ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 COMPILED = {"compiled": "default", "autotune": "max-autotune", "graphs": "reduce-overhead"}  # mode of torch.compile
-MODES = ("eager", *COMPILED, "onnx")
+CAPTURED = {"captured": None, "compiled_captured": "compiled"}  # a pass as one CUDA graph; what is captured
+MODES = ("eager", *COMPILED, *CAPTURED, "onnx")
+ON_GPUS = ("graphs", *CAPTURED)
 EXTRA = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 0.01  # of the largest output: above it the exported model is another model
 
@@ -24,8 +26,9 @@ def check(modes: list[str], device: torch.device, dtype: str) -> None:
     unknown = [mode for mode in modes if mode not in MODES]
     if unknown or not modes:
         raise ValueError(f"modes must be some of {', '.join(MODES)}, got {modes}")
-    if "graphs" in modes and device.type != "cuda":
-        raise ValueError("modes=[graphs] are CUDA graphs and need a GPU: use modes=[compiled] here")
+    graphs = [mode for mode in modes if mode in ON_GPUS]
+    if graphs and device.type != "cuda":
+        raise ValueError(f"modes=[{','.join(graphs)}] are CUDA graphs and need a GPU: use modes=[compiled] here")
     if "onnx" not in modes:
         return
     if device.type != "cpu" or dtype != "float32":
@@ -37,7 +40,34 @@ def check(modes: list[str], device: torch.device, dtype: str) -> None:
 
 def holds_memory(mode: str, device: torch.device) -> bool:
     """Whether torch's allocator cannot tell the peak of one pass: memory is ONNX Runtime's, or that of a CUDA graph."""
-    return mode == "onnx" or (mode in ("autotune", "graphs") and device.type == "cuda")
+    return mode == "onnx" or (mode in ("autotune", *ON_GPUS) and device.type == "cuda")
+
+
+class Captured(nn.Module):
+    """Forward passes on one batch as a CUDA graph: all kernels of a pass are launched at once.
+
+    Args:
+        model: in evaluation mode.
+        images: (B, 3, H, W); every call runs on these again.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        super().__init__()
+        aside, here = torch.cuda.Stream(), torch.cuda.current_stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):  # what is compiled or allocated at a first call cannot be captured
+            for _ in range(3):
+                model(images)
+        here.wait_stream(aside)
+        self._model, self._images, self._graph = model, images, torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._answer = model(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The answer for the images that it was captured with, in memory that the next call writes anew."""
+        assert images is self._images
+        self._graph.replay()
+        return self._answer
 
 
 class Exported(nn.Module):
@@ -131,9 +161,12 @@ def ready(model: nn.Module, mode: str, images: Tensor, name: str) -> nn.Module:
         with torch.inference_mode(mode != "onnx"), torch.no_grad():
             if mode == "onnx":
                 return _exported(model, images)
+            if mode in CAPTURED:
+                inner = CAPTURED[mode]
+                return Captured(ready(model, inner, images, name) if inner else model, images)
             compiled: Any = torch.compile(model, dynamic=False, mode=COMPILED[mode])
             compiled(images)
             return compiled
     except Exception as error:  # dynamo, inductor, exporters and the compilers that they call raise many
-        what = "torch.onnx.export" if mode == "onnx" else "torch.compile"
+        what = {"onnx": "torch.onnx.export", "captured": "a CUDA graph"}.get(mode, "torch.compile")
         raise ValueError(f"{what} fails on {name} here ({_reason(error)}): leave out modes=[{mode}]") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
 from functools import cache, partial
@@ -19,14 +20,17 @@ from ttf import api, hosts
 from ttf.bench import modes
 from ttf.bench.arithmetic import arithmetic
 from ttf.bench.budget import matched, reference
+from ttf.bench.counting import Shapes
 from ttf.bench.entries import Benchmark, Entry, benchmarks
 from ttf.bench.fitting import fitted
 from ttf.building import build
 from ttf.checks import FEWEST_ROUNDS
 from ttf.data.transforms import preprocessing
 from ttf.measure.memory import peak_mib
-from ttf.measure.provenance import provenance
+from ttf.measure.provenance import operators_used, provenance
 from ttf.measure.throughput import WARM_UP
+from ttf.models.patches import CHOICES, linear_patches
+from ttf.ops import backend
 from ttf.results.costs import BASE, Row
 from ttf.results.store import signature
 from ttf.tasks.identity import compression_settings
@@ -35,6 +39,9 @@ from ttf.tasks.options import pick_device, pick_dtype
 LARGEST_BATCH = 16
 SWEEP = {"cpu": (1, 8, 32), "cuda": (1, 8, 32, 128, 256)}  # batches by type of device
 GMACS_PER_BATCH = 75.0  # about a second of two CPU cores: batch 16 of DeiT-S, 1 of ViT-H
+OPERATORS = ("auto", "plain", "triton")
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+USUAL = {"layout": "contiguous", "patches": "conv", "operators": "auto"}
 UNKNOWN = math.nan  # a peak that torch's allocator does not see
 
 
@@ -81,7 +88,8 @@ class Timing:
         size = [f"{self.benchmark.pixels} pixels"] if self.benchmark.pixels else []
         batch = [f"batch {self.batch}"] if self.batch else []
         ways = f"{len(self.benchmark.entries)} ways"
-        return ", ".join([self.benchmark.model.name, *size, *batch, self.mode, ways])
+        form = [f"{name} {value}" for name, value in self._form.items()]
+        return ", ".join([self.benchmark.model.name, *size, *batch, *form, self.cfg.dtype, self.mode, ways])
 
     @property
     def settings(self) -> str:
@@ -89,9 +97,13 @@ class Timing:
         entries = self.benchmark.entries
         ways = [[entry.title, compression_settings(entry.options), entry.experiments] for entry in entries]
         place = [self.known["device"], self.known["versions"]["torch"], self.cfg.dtype, self.batch, self.mode]
-        return signature(
-            {"network": OmegaConf.to_container(self.benchmark.model.network), "ways": ways, "place": place}
-        )
+        network = OmegaConf.to_container(self.benchmark.model.network)
+        return signature({"network": network, "ways": ways, "place": place, **self._form})
+
+    @property
+    def _form(self) -> dict[str, str]:
+        """Layout of the images, form of the patch embedding and choice of operators, where they are not as usual."""
+        return {name: self.cfg[name] for name, usual in USUAL.items() if self.cfg[name] != usual}
 
     def rows(self) -> list[Row]:
         """Measure; weights are random.
@@ -99,17 +111,54 @@ class Timing:
         Raises:
             ValueError: the uncompressed model, or the only other one, cannot be compiled or exported in this mode.
         """
+        return self.prepared()()
+
+    def prepared(self) -> Callable[[], list[Row]]:
+        """All that comes before the clock: models, what they cost, compiled code; what is returned times them.
+
+        Raises:
+            ValueError: see ``rows``.
+        """
+        with backend(self.cfg.operators):
+            return self._prepared()
+
+    def _prepared(self) -> Callable[[], list[Row]]:
         benchmark = self.prepare()
         models, size = self._models(benchmark, self.device)
         count = self.batch or _batch_for(ttf.measure.gmacs(models[BASE], size))
-        images = torch.randn(count, *size).to(self.device, pick_dtype(self.cfg.dtype))
+        images = torch.randn(count, *size).to(self.device, pick_dtype(self.cfg.dtype), memory_format=self._layout)
         costs = self._costs(benchmark, models, images)
         try:
-            speeds = self._speeds(models, images)
-        finally:
+            ready = self._ready(models, images)
+        except ValueError:
             torch.compiler.reset()
-        common = self._size(models[BASE], images) | self._place()
-        return [_named(benchmark, entry) | row | common for entry, row in self._compared(benchmark, costs, speeds)]
+            raise
+        return partial(self._timed, benchmark, models, ready, images, costs)
+
+    def _timed(
+        self,
+        benchmark: Benchmark,
+        models: dict[str, nn.Module],
+        ready: dict[str, nn.Module],
+        images: Tensor,
+        costs: Mapping[str, Row],
+    ) -> list[Row]:
+        with backend(self.cfg.operators):
+            try:
+                speeds = self._speeds(ready, images)
+            finally:
+                torch.compiler.reset()
+            common = self._size(models[BASE], images) | self._place()
+            return [
+                _named(benchmark, entry) | row | common | self._operators(models[entry.title])
+                for entry, row in self._compared(benchmark, costs, speeds)
+            ]
+
+    def _operators(self, model: nn.Module) -> Row:
+        """Who ran the operators of a model."""
+        plan = api.plan(model)
+        used = operators_used(self.device, pick_dtype(self.cfg.dtype), None if plan is None else plan.method)
+        return {"operators": "plain operators" if self.mode == "onnx" else used}
 
     def _compared(
         self, benchmark: Benchmark, costs: Mapping[str, Row], speeds: Mapping[str, Row]
@@ -124,23 +173,35 @@ class Timing:
     def _costs(self, benchmark: Benchmark, models: dict[str, nn.Module], images: Tensor) -> dict[str, Any]:
         """Counted on the timed images, for the number of tokens may depend on these.
 
-        On the CPU, since the counter sees operators alone and a GPU may run kernels instead.
+        Beside a GPU from shapes alone where it does not, else on the CPU: the counter sees operators, no kernels.
         """
         cpu = torch.device("cpu")
+        plans = [api.plan(model) for model in models.values()]
+        if self.device != cpu and not any(plan is not None and plan.method.adaptive for plan in plans):
+            shapes = Shapes(benchmark.model.network)
+            return {entry.title: shapes.arithmetic(entry.options) for entry in benchmark.entries}
         counting = models if self.device == cpu else self._models(benchmark, cpu)[0]
         return {title: arithmetic(model, images.to(cpu)) for title, model in counting.items()}
 
     def _models(self, benchmark: Benchmark, device: torch.device) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
         torch.manual_seed(self.cfg.seed)
-        model = build(benchmark.model.network).eval().to(device, pick_dtype(self.cfg.dtype))
+        there: Any = nullcontext() if device.type == "cpu" else device  # a GPU draws a billion weights in no time
+        with there:
+            model: Any = build(benchmark.model.network).eval()
+        model = model.to(device, pick_dtype(self.cfg.dtype), memory_format=self._layout)
+        if self.cfg.patches == "linear":
+            linear_patches(model)
         ways = {entry.title: api.twin(model) for entry in benchmark.entries}
         for entry in benchmark.entries:
             if entry.options is not None:
                 ttf.apply(ways[entry.title], **entry.options)
         return ways, preprocessing(model).input_size
 
-    def _speeds(self, models: dict[str, nn.Module], images: Tensor) -> dict[str, Row]:
-        ready = self._ready(models, images)
+    @property
+    def _layout(self) -> torch.memory_format:
+        return LAYOUTS[self.cfg.layout]
+
+    def _speeds(self, ready: dict[str, nn.Module], images: Tensor) -> dict[str, Row]:
         errors = {t: {"max_error": m.error} if isinstance(m, modes.Exported) else {} for t, m in ready.items()}
         hidden = modes.holds_memory(self.mode, self.device)
         peaks = {title: UNKNOWN if hidden else peak_mib(model, images) for title, model in ready.items()}
@@ -171,9 +232,9 @@ class Timing:
     def _place(self) -> Row:
         """Where and how the run was timed."""
         known = self.known
-        operators = "plain operators" if self.mode == "onnx" else str(known["operators"])
         run = {"mode": self.mode, "benchmark": self.benchmark.name, "settings": self.settings, "dtype": self.cfg.dtype}
-        machine = {"device": known["device"], "attention": known["attention"], "operators": operators}
+        run |= self._form
+        machine = {"device": known["device"], "attention": known["attention"]}
         versions = {"torch": known["versions"]["torch"], "git": known["git"]["sha"], "dirty": known["git"]["dirty"]}
         return {**run, **machine, **versions, "date": date.today().isoformat()}
 
@@ -229,6 +290,9 @@ def timings(cfg: DictConfig) -> Iterator[Timing]:
     device = pick_device(cfg.device)
     dtype = pick_dtype(cfg.dtype)
     modes.check(list(cfg.modes), device, cfg.dtype)
+    for name, choices in (("layout", LAYOUTS), ("patches", CHOICES), ("operators", OPERATORS)):
+        if cfg[name] not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {cfg[name]!r}")
     if cfg.rounds < FEWEST_ROUNDS:
         raise ValueError(f"a median needs at least {FEWEST_ROUNDS} rounds, got {cfg.rounds}")
     known = provenance(device, dtype)

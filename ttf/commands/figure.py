@@ -11,7 +11,11 @@ from ttf import cli, experiments
 from ttf.config_store import CONFIGS
 from ttf.errors import MissingError
 
-SPEED = {"speed": "efficiency_of_methods", "speed_tokens": "efficiency_over_tokens"}
+SPEED = {
+    "speed": "efficiency_of_methods",
+    "speed_tokens": "efficiency_over_tokens",
+    "speed_gpu": "efficiency_on_gpu",
+}
 
 
 def table_of(figure: str) -> str:
@@ -21,7 +25,7 @@ def table_of(figure: str) -> str:
 
 
 def of_speed(cfg: DictConfig, results: Path) -> None:
-    """Efficiency of methods, or over tokens; ``make speed`` has the tables."""
+    """Efficiency of methods, over tokens, or on a GPU; ``make speed`` and ``make speed-gpu`` have the tables."""
     from ttf.report import speed_figures
 
     path = results / "figures" / f"{cfg.figure}{cfg.suffix}.png"

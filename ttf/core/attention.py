@@ -21,6 +21,7 @@ from ttf.ops.attention import (
     size_bias,
     summed_attention,
 )
+from ttf.ops.numerics import norms
 
 
 def attended_heads(
@@ -50,7 +51,7 @@ def attended_heads(
         heads, attention = mapped_attention(q, k, v, bias, scale, dropout)
         scores = column_sums(attention, wanted.score_rows, prefix) if wanted.score_rows else None
     elif wanted.score_rows in ("all", "patch"):
-        heads, scores = summed_attention(q, k, v, bias, scale, dropout, wanted.score_rows, prefix)
+        heads, scores = summed_attention(q, k, v, bias, scale, dropout, wanted.score_rows, prefix, wanted.score_step)
     else:
         heads = fused_attention(q, k, v, bias, scale, dropout)
         scores = class_row(q, k, bias, scale) if wanted.score_rows == "class" else None
@@ -59,7 +60,7 @@ def attended_heads(
         scores,
         keys=k.mean(dim=1) if wanted.keys else None,
         attention=attention,
-        value_norms=side_by_side(v).float().norm(dim=-1) if wanted.value_norms else None,
+        value_norms=norms(side_by_side(v)) if wanted.value_norms else None,
         class_query=side_by_side(q)[:, 0] if wanted.projections else None,
         flat_keys=side_by_side(k) if wanted.projections else None,
     )

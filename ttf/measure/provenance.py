@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.backends import cuda
 
+from ttf.methods.base import Method
 from ttf.ops import runner
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "ttf")
@@ -67,12 +68,22 @@ def attention_backend(device: torch.device) -> str:
     return "scaled_dot_product_attention (" + ", ".join(name for name, on in allowed.items() if on) + ")"
 
 
-def operators_used(device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """What runs the operators of reducing layers without a gradient; with one, and in exported code, plain ones do."""
-    return RUNNERS[runner(device, dtype)]
+def operators_used(device: torch.device, dtype: torch.dtype = torch.float32, method: Method | None = None) -> str:
+    """What runs the operators of compressed layers without a gradient; with one, and in exported code, plain ones do.
+
+    Args:
+        device: where.
+        dtype: of the tokens.
+        method: that reduces: where its transform has no operator, the answer says that it is plain.
+    """
+    who = runner(device, dtype)
+    mixed = who != "plain" and method is not None and method.runs_plain
+    return f"{RUNNERS[who]}, plain transform" if mixed else RUNNERS[who]
 
 
-def provenance(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+def provenance(
+    device: torch.device, dtype: torch.dtype = torch.float32, method: Method | None = None
+) -> dict[str, Any]:
     """Versions, git commit and dirty flag, device, attention backend and operators, for a row of results."""
     status = _git("status", "--porcelain", "--", *CODE)
     return {
@@ -80,5 +91,5 @@ def provenance(device: torch.device, dtype: torch.dtype = torch.float32) -> dict
         "git": {"sha": _git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)},
         "device": device_name(device),
         "attention": attention_backend(device),
-        "operators": operators_used(device, dtype),
+        "operators": operators_used(device, dtype, method),
     }

@@ -102,6 +102,11 @@ class Method(ABC):
         return False
 
     @property
+    def runs_plain(self) -> bool:
+        """Whether it transforms tokens by a reading of its equations that ``ttf::transform`` does not have."""
+        return False
+
+    @property
     def names_tokens(self) -> bool:
         """Whether ``Reduction.kept`` names an old token for every new one, (B, M)."""
         return True

@@ -16,6 +16,7 @@ from ttf.methods.base import LayerView, Method
 from ttf.ops.attention import SMALLEST_SIZE, Wanted
 from ttf.ops.bipartite import Matching, cosines, group_sums, mean_weights
 from ttf.ops.reduction import AssignmentReduction, behind_prefix, gather_tokens
+from ttf.ops.transform import leading
 from ttf.schedule import Counts
 
 PUBLISHED = Path(__file__).with_name("diffrate.yaml")
@@ -65,9 +66,8 @@ class DiffRate(Method):
         """See ``Method.reduce``."""
         assert view.scores is not None
         tokens, prefix = view.x.shape[1], view.prefix
-        ranked = view.scores[:, prefix:].argsort(dim=1, descending=True, stable=True)
         left = self._left(view.block, tokens, prefix)
-        order = behind_prefix(ranked, prefix)[:, :left]
+        order = behind_prefix(leading(view.scores[:, prefix:], left - prefix, stable=True), prefix)
         matching, similarity = _merge_tail(view.x, order, min(keep, left), prefix)
         index, ones = matching.places(tokens), torch.ones_like(view.scores, dtype=torch.float32)
         members = group_sums(index, ones, matching.kept.shape[1])

@@ -9,6 +9,7 @@ import torch
 from ttf.methods.base import LayerView, Method
 from ttf.ops.attention import Wanted
 from ttf.ops.reduction import SelectionReduction, behind_prefix
+from ttf.ops.transform import leading
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class EViT(Method):
         """See ``Method.reduce``."""
         assert view.scores is not None
         attention, prefix = view.scores[:, view.prefix :], view.prefix
-        order = attention.argsort(dim=1, descending=True)[:, : keep - prefix]
+        order = leading(attention, keep - prefix)
         fused = None
         if self.fuse:
             dropped = attention.scatter(1, order, 0.0)

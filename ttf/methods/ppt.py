@@ -14,6 +14,7 @@ from ttf.ops.attention import Wanted
 from ttf.ops.bipartite import Matching, bipartite_matching, merge_by_size
 from ttf.ops.reduction import AssignmentReduction, behind_prefix
 from ttf.ops.scores import value_weighted_scores
+from ttf.ops.transform import leading
 
 Mode = Literal["mixed", "pool", "prune"]
 MODES = ("mixed", "pool", "prune")
@@ -77,7 +78,7 @@ def _pooled(view: LayerView, r: int) -> Matching:
 
 def _pruned(scores: Tensor, r: int, prefix: int) -> Matching:
     """All but the r lowest of the patch scores (B, N - P), the highest first."""
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, : scores.shape[1] - r]
+    order = leading(scores, scores.shape[1] - r, stable=True)
     return Matching(behind_prefix(order, prefix), order[:, :0], order[:, :0])
 
 

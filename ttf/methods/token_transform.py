@@ -47,6 +47,8 @@ class TokenTransform(Method):
             of the cosines of x and of the keys.
         gate: below kappa a cosine becomes "zero" (Eq. 3) or is left out of the softmax ("mask").
         score_rows: rows of the attention map that informativeness (Eq. 2) sums: "all", "patch" or "class".
+        score_step: sum every ``score_step``-th of these rows alone, >= 1: cheaper where torch's attention with its map
+            is (not where one operator gives both).
         selection: "informative" (the highest H), "redundancy" (redundancy-aware: H times what no more informative
             token already says; beyond the paper) or "pool" (no tokens: the grid pooled to about as many
             cells, Table 8).
@@ -73,6 +75,7 @@ class TokenTransform(Method):
     weights: Weights = field(default="sizes", metadata=ADDED)
     normalise: bool = True
     scaling: bool = True
+    score_step: int = field(default=1, metadata=ADDED)
 
     def __post_init__(self) -> None:
         transform.check_temperature(self.kappa, self.tau, self.gate)
@@ -81,6 +84,8 @@ class TokenTransform(Method):
         _one_of("similarity", self.similarity, SIMILARITIES)
         _one_of("weights", self.weights, WEIGHTS)
         check_score_rows(self.score_rows)
+        if isinstance(self.score_step, bool) or self.score_step < 1:
+            raise ValueError(f"score_step is a number of rows and must be at least 1, got {self.score_step}")
 
     @property
     def unread(self) -> tuple[str, ...]:
@@ -88,11 +93,17 @@ class TokenTransform(Method):
         return (
             *(gated if self.normalise else ("tau", "gate")),  # without the softmax of Eq. 5 kappa alone is left of it
             *(("score_rows",) if self.selection == "pool" and self.weights == "sizes" else ()),
+            *(("score_step",) if self.selection == "pool" or self.score_rows == "class" else ()),
         )
 
     @property
     def wanted(self) -> Wanted:
-        return Wanted(self.score_rows, keys=self.feature in ("keys", "xk"), normed=self.feature == "norm")
+        keys, normed = self.feature in ("keys", "xk"), self.feature == "norm"
+        return Wanted(self.score_rows, keys=keys, normed=normed, score_step=self.score_step)
+
+    @property
+    def runs_plain(self) -> bool:
+        return not self._is_operator
 
     @property
     def names_tokens(self) -> bool:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ttf.methods.base import LayerView, Method
 from ttf.ops.attention import Wanted
+from ttf.ops.backends import learning
 from ttf.ops.grid import beside_prefix
-from ttf.ops.numerics import full_precision
+from ttf.ops.numerics import full_precision, norms, on_tensor_cores, products, recorded, transforming
 from ttf.ops.reduction import MatrixReduction, behind_prefix, gather_tokens
 
 NORM_EPSILON = 1e-6  # added to the norms of the features
@@ -19,6 +20,12 @@ NORM_EPSILON = 1e-6  # added to the norms of the features
 def host_similarity(pruned: Tensor, reserved: Tensor, normalise: bool = True) -> Tensor:
     """Cosines, or plain dot products, of pruned (B, p, C) with reserved tokens (B, m, C): (B, p, m) float32."""
     with full_precision(pruned):
+        if on_tensor_cores(pruned) and not (learning(pruned, reserved) or transforming() or recorded()):
+            dots = products(pruned, reserved)
+            if not normalise:
+                return dots
+            longer = [norms(x) + NORM_EPSILON for x in (pruned, reserved)]
+            return dots / longer[0].unsqueeze(2) / longer[1].unsqueeze(1)
         pruned, reserved = pruned.float(), reserved.float()
         if normalise:
             pruned, reserved = (x / (x.norm(dim=-1, keepdim=True) + NORM_EPSILON) for x in (pruned, reserved))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ttf.ops.backends import learning, seen
+from ttf.ops.backends import learning, runner, seen
 from ttf.ops.numerics import recorded, transforming
 
 ScoreRows = Literal["all", "patch", "class"]
@@ -29,6 +29,7 @@ class Wanted:
 
     Attributes:
         score_rows: sum the attention map over these rows (queries); None: no map is needed.
+        score_step: of these rows every ``score_step``-th alone, the first one among them.
         keys: keys averaged over the heads.
         normed: the tokens after the norm of the feed-forward half.
         attention: the whole attention map.
@@ -42,6 +43,7 @@ class Wanted:
     attention: bool = False
     value_norms: bool = False
     projections: bool = False
+    score_step: int = 1
 
     @property
     def needs_class_token(self) -> bool:
@@ -72,9 +74,33 @@ def size_bias(sizes: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return logs.to(dtype)[:, None, None, :]
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float = 0.0) -> Tensor:
-    """Attention without statistics, through torch's fused kernels. q, k, v: (B, H, N, D); returns (B, H, N, D)."""
+def masked(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float = 0.0) -> Tensor:
+    """Attention through torch's fused kernels, the bias as a mask."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float = 0.0) -> Tensor:
+    """Attention without statistics: torch's own, or, with a number per key on a GPU, ``ttf::attention``.
+
+    Args:
+        q, k, v: (B, H, N, D).
+        bias: broadcastable to (B, H, N, N), or None.
+        scale: of the logits.
+        dropout: probability, of the map.
+
+    Returns:
+        (B, H, N, D).
+    """
+    if bias is not None and not dropout and _keyed(q, k, v, bias):
+        return torch.ops.ttf.attention(q, k, v, bias, scale)
+    return masked(q, k, v, bias, scale, dropout)
+
+
+def _keyed(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> bool:
+    """Whether there is a kernel for a bias of one number per key: torch's fused ones read a mask for every query."""
+    if runner(q.device, q.dtype, k.dtype, v.dtype) != "triton" or seen(q, k, v, bias):
+        return False
+    return q.shape == k.shape == v.shape and bias.shape == (q.shape[0], 1, 1, q.shape[2])
 
 
 def mapped_attention(
@@ -108,6 +134,7 @@ def summed_attention(
     dropout: float = 0.0,
     rows: ScoreRows = "all",
     prefix: int = 1,
+    step: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Attention and the column sums of its map (Eq. 2), of which only a block at a time is ever in memory.
 
@@ -122,11 +149,16 @@ def summed_attention(
         dropout: probability; the sums are those of the map without it.
         rows: "all" or "patch" (no prefix tokens).
         prefix: number of prefix tokens P.
+        step: sum over every ``step``-th of these queries alone; beyond 1 their part of the map is computed beside the
+            attention, by torch's operators.
 
     Returns:
         output (B, H, N, D) in the dtype of v, and column sums (B, N) float32, mean over the heads.
     """
     first = prefix if rows == "patch" else 0
+    if step > 1:
+        sums = sampled_sums(q[:, :, first::step], k, bias, scale)
+        return fused_attention(q, k, v, bias, scale, dropout), sums
     if dropout or learning(q, k, v, bias) or transforming():
         return summed_whole(q, k, v, bias, scale, first, dropout)
     operator = summed_in_blocks if seen(q, k, v) else torch.ops.ttf.summed_attention
@@ -189,6 +221,23 @@ def class_row(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor
     if bias is not None:
         logits = logits + bias
     return torch.softmax(logits, dim=-1, dtype=torch.float32).squeeze(2).mean(dim=1)
+
+
+def sampled_sums(queries: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Column sums of some rows of the attention map, mean over the heads, without the rest of the map.
+
+    Args:
+        queries: (B, H, K, D), those whose rows count.
+        k: (B, H, N, D).
+        bias: broadcastable to (B, H, K, N), or None.
+        scale: of the logits.
+
+    Returns:
+        (B, N) float32.
+    """
+    logits = (queries * scale) @ k.transpose(-2, -1)
+    logits = logits if bias is None else logits + bias
+    return torch.softmax(logits, dim=-1, dtype=torch.float32).sum(dim=2).mean(dim=1)
 
 
 def side_by_side(heads: Tensor) -> Tensor:

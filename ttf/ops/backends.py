@@ -1,7 +1,7 @@
 """Who runs the two operators of a reducing layer: the one place where that is decided.
 
 * "compiled": the C++ functions of ``ttf.ops.native``, in float32 on a CPU, where they are compiled.
-* "triton": the kernels of ``ttf.ops.kernels``, on a GPU, where ``backend("triton")`` asks for them.
+* "triton": the kernels of ``ttf.ops.kernels``, on a GPU that has passed their contract (``ttf.ops.kernels.trust``).
 * "plain": torch's own operators, everywhere else.
 
 In eager and in compiled code each of the two is one operator (``ttf.ops.library``); torch's own run one by one where
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ttf.ops import native
-from ttf.ops.kernels import DTYPES, available
+from ttf.ops.kernels import DTYPES, available, trust
 from ttf.ops.numerics import recorded, transforming
 
 Runner = Literal["compiled", "triton", "plain"]
@@ -47,9 +47,9 @@ def backend(name: str) -> Backend:
     The choice is the process's, for all its threads. Code that torch.compile made follows it.
 
     Args:
-        name: "auto": compiled operators on a CPU where they can, else plain ones, also on GPUs: there the Triton
-            kernels were slower than torch's operators (measured on an H200). "plain": torch's operators everywhere.
-            "triton": the Triton kernels on GPUs, elsewhere as "auto".
+        name: "auto": compiled operators on a CPU and Triton kernels on a GPU where they can, else plain ones. "plain":
+            torch's operators everywhere. "triton": the Triton kernels on any GPU, whether or not it has passed their
+            contract; elsewhere as "auto".
 
     Raises:
         ValueError: another name, or "triton" where it cannot run.
@@ -57,7 +57,7 @@ def backend(name: str) -> Backend:
     if name not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {name!r}")
     if name == "triton" and not any(available(torch.device(kind)) for kind in _devices()):
-        raise ValueError('backend "triton" needs a GPU and the package triton: use "auto"')
+        raise ValueError('backend "triton" needs a GPU and the package triton, without TTF_KERNELS=0: use "auto"')
     return Backend(name)
 
 
@@ -67,10 +67,14 @@ def _devices() -> tuple[str, ...]:
 
 def runner(device: torch.device, *dtypes: torch.dtype) -> Runner:
     """Who runs the operators for tensors on a device with these dtypes, by the choice of ``backend``."""
-    if _chosen == "triton" and available(device) and all(dtype in DTYPES for dtype in dtypes):
+    if _chosen != "plain" and available(device) and all(_runs_kernels(device, dtype) for dtype in dtypes):
         return "triton"
     fits = device.type == "cpu" and all(dtype == torch.float32 for dtype in dtypes)
     return "compiled" if fits and _chosen != "plain" and native.loaded() else "plain"
+
+
+def _runs_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    return dtype in DTYPES and (_chosen == "triton" or trust.passed(device, dtype))
 
 
 def learning(*tensors: Tensor | None) -> bool:

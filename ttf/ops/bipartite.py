@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ttf.ops.numerics import full_precision
+from ttf.ops.numerics import full_precision, norms, on_tensor_cores, products, recorded, transforming
 from ttf.ops.reduction import AssignmentReduction
 
+SMALLEST_NORM = 1e-12  # as in torch's normalize
 SMALLEST_MASS = 1e-30  # keeps the mean of a group of padding tokens, all of size 0, at 0
 
 
@@ -42,6 +43,10 @@ class Matching(NamedTuple):
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """Cosines of two sets of vectors, (B, n, F) and (B, m, F): (B, n, m) float32, without a gradient."""
     with full_precision(a):
+        if on_tensor_cores(a) and not (transforming() or recorded()):
+            a, b = a.detach(), b.detach()
+            shortest = [norms(part).clamp_min(SMALLEST_NORM) for part in (a, b)]
+            return products(a, b) / shortest[0].unsqueeze(2) / shortest[1].unsqueeze(1)
         units, others = (F.normalize(part.detach().float(), dim=-1) for part in (a, b))
         return units @ others.transpose(1, 2)
 

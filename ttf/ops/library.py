@@ -1,5 +1,8 @@
 """``ttf::summed_attention`` and ``ttf::transform``: the two operators of a reducing layer, as torch knows them.
 
+And ``ttf::attention``, attention with a number per key, for the layers behind it: on a GPU, where torch's own is slow
+with a mask.
+
 Defined here once: arguments, shapes without values, multiply-accumulates, gradients (by the plain operators) and what
 runs. Shapes: B batch, H heads, N tokens, n tokens that take part, D head dimension, C channels. Imports torch alone.
 """
@@ -14,12 +17,13 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ttf.ops import attention, native, plain
-from ttf.ops.backends import runner
+from ttf.ops.backends import Runner, runner
 from ttf.ops.fused import TransformReduction
 from ttf.ops.kernels import dispatch
 from ttf.ops.plain import Answer, Reading
 from ttf.ops.transform import transformed_sizes
 
+KEYED = "attention(Tensor q, Tensor k, Tensor v, Tensor bias, float scale) -> Tensor"
 ATTENTION = "summed_attention(Tensor q, Tensor k, Tensor v, Tensor? bias, float scale, int first) -> (Tensor, Tensor)"
 TRANSFORM = (
     "transform(Tensor x, Tensor features, Tensor scores, Tensor? mass, SymInt keep, int prefix, "
@@ -27,6 +31,7 @@ TRANSFORM = (
 )
 
 LIBRARY = torch.library.Library("ttf", "DEF")
+LIBRARY.define(KEYED, tags=(torch.Tag.pt2_compliant_tag,))
 for schema in (ATTENTION, TRANSFORM):
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.define(f"native_{schema}")  # what C++ implements, on a CPU
@@ -67,11 +72,28 @@ def check_devices(*tensors: Tensor | None) -> None:
         raise ValueError(f"the tensors must be on one device, got {', '.join(sorted(map(str, devices)))}")
 
 
+def _attention_runner(q: Tensor, k: Tensor, v: Tensor) -> Runner:
+    who = runner(q.device, q.dtype, k.dtype, v.dtype)
+    return who if who != "triton" or dispatch.takes_heads(q) else "plain"
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    check_attention(q, k, v, bias, 0)
+    if _attention_runner(q, k, v) == "triton":
+        return dispatch.attention(q, k, v, bias, scale)
+    return _side_by_side(attention.masked(q, k, v, bias, scale))
+
+
+def _side_by_side(heads: Tensor) -> Tensor:
+    """Heads (B, H, N, D) in the layout that the operators promise; a copy where they have another."""
+    return heads.transpose(1, 2).contiguous().transpose(1, 2)
+
+
 def _summed_attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, first: int
 ) -> tuple[Tensor, Tensor]:
     check_attention(q, k, v, bias, first)
-    who = runner(q.device, q.dtype, k.dtype, v.dtype)
+    who = _attention_runner(q, k, v)
     if who == "triton":
         return dispatch.summed_attention(q, k, v, bias, scale, first)
     if who == "plain":
@@ -92,6 +114,11 @@ def _transform(
         return plain.transform(x, features, scores, mass, keep, prefix, reading)
     masses = None if mass is None else mass.float()
     return torch.ops.ttf.native_transform(x, features, scores, masses, keep, prefix, *options)
+
+
+def _keyed_shapes(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    batch, heads, tokens, dim = q.shape
+    return v.new_empty(batch, tokens, heads, dim).transpose(1, 2)
 
 
 def _attention_shapes(
@@ -141,6 +168,18 @@ def _gradients(
     return [next(found) if want and tensor is not None else None for tensor, want in zip(inputs, wanted, strict=True)]
 
 
+def _keep_keyed(ctx: Any, inputs: Any, output: Any) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _keyed_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor]:
+        return (attention.masked(q, k, v, bias, ctx.scale),)
+
+    return *_gradients(run, ctx.saved_tensors, ctx.needs_input_grad[:4], [gradient]), None
+
+
 def _keep_attention(ctx: Any, inputs: Any, output: Any) -> None:
     *tensors, ctx.scale, ctx.first = inputs
     ctx.save_for_backward(*tensors)
@@ -183,6 +222,7 @@ def _register(name: str, run: Any, shapes: Any, keep: Any, backward: Any, flops:
     register_flop_formula(getattr(torch.ops.ttf, name))(flops)
 
 
+_register("attention", _attention, _keyed_shapes, _keep_keyed, _keyed_backward, _attention_flops)
 _register(
     "summed_attention", _summed_attention, _attention_shapes, _keep_attention, _attention_backward, _attention_flops
 )

@@ -16,6 +16,21 @@ def full_precision(x: Tensor) -> torch.autocast:
     return torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False)  # meta has no autocast
 
 
+def on_tensor_cores(x: Tensor) -> bool:
+    """Whether products of x are exact in float32 at the speed of half precision: on a GPU, in float16 or bfloat16."""
+    return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
+
+
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """Dot products of half-precision vectors (B, n, F) and (B, m, F) on a GPU, (B, n, m) float32, without copies."""
+    return torch.bmm(a, b.transpose(1, 2), out_dtype=torch.float32)
+
+
+def norms(x: Tensor) -> Tensor:
+    """Euclidean norms over the last dimension, in float32 without a copy of x."""
+    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+
+
 def transforming() -> bool:
     """Whether torch.func transforms what runs (vmap, grad); operators may then not write into tensors that they get."""
     return torch._C._are_functorch_transforms_active()

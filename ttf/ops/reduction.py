@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ttf.ops.numerics import full_precision
+from ttf.ops.numerics import full_precision, on_tensor_cores
 
+MANY = 1024  # tokens; beyond, W of an exclusive reduction takes longer than sums over its groups
 RECOVERIES = ("nearest", "transpose")
 Recovery = Literal["nearest", "transpose"]
 
@@ -262,6 +263,11 @@ class AssignmentReduction(Reduction):
         return self.index.clamp_min(0), self.weight.masked_fill(pruned, 0.0)
 
     def down(self, x: Tensor) -> Tensor:
+        if (
+            on_tensor_cores(x) and x.shape[1] <= MANY
+        ):  # one product, and in order: atomic sums in half precision are not
+            with full_precision(x):
+                return self._rows(x.dtype) @ x
         index, weight = self._live()
         out = x.new_zeros(x.shape[0], self.sizes.shape[1], x.shape[2])
         return out.scatter_add(1, index.unsqueeze(-1).expand_as(x), x * weight.unsqueeze(-1).to(x.dtype))
@@ -274,6 +280,11 @@ class AssignmentReduction(Reduction):
     def spread(self, y: Tensor) -> Tensor:
         index, _ = self._live()
         return gather_tokens(y, index) * (self.index >= 0).unsqueeze(-1)
+
+    def _rows(self, dtype: torch.dtype) -> Tensor:
+        """W (B, M, N) by comparison of indices."""
+        rows = torch.arange(self.sizes.shape[1], device=self.index.device).unsqueeze(1)
+        return torch.where(self.index.unsqueeze(1) == rows, self.weight.unsqueeze(1), 0.0).to(dtype)
 
     def matrix(self) -> Tensor:
         index, weight = self._live()

@@ -71,6 +71,16 @@ def select(scores: Tensor, m: int) -> Tensor:
     return scores.topk(m, dim=1, sorted=False).indices.sort(dim=1).values
 
 
+def leading(scores: Tensor, count: int, stable: bool = False) -> Tensor:
+    """Indices of the highest scores in descending order: (B, n) to (B, count) int64.
+
+    On a GPU without sorting the others; of equal scores any may come first there, elsewhere the first one if stable.
+    """
+    if scores.is_cuda and count < scores.shape[1]:
+        return scores.topk(count, dim=1).indices
+    return scores.argsort(dim=1, descending=True, stable=stable)[:, :count]
+
+
 def novelty(scores: Tensor, cosines: Tensor, tokens: slice = slice(None)) -> Tensor:
     """Informativeness times what no more informative token already says.
 

@@ -32,6 +32,8 @@ def _closeness(row: Row) -> str:
 COLUMNS: dict[str, Callable[[Row], str]] = {
     **{name: _plain(name) for name in ("model", *SHARED, "tokens", "batch")},
     "mode": lambda row: text(row, "mode") or "eager",
+    "layout": _plain("layout"),
+    "patches": _plain("patches"),
     "method": _plain("method"),
     "fitted on": _plain("fitted_on"),
     "GMACs": _figure("gmacs", "{:.3f}"),
@@ -58,7 +60,7 @@ def heading(rows: Sequence[Row]) -> str:
 
 def _order(row: Row) -> tuple[Any, ...]:
     """The uncompressed model first, then the most efficient, within a benchmark at one size, batch and place."""
-    place = tuple(text(row, name) for name in (*SHARED, "mode", "benchmark"))
+    place = tuple(text(row, name) for name in (*SHARED, "mode", "layout", "patches", "benchmark"))
     rank = (row["method"] != BASE, -float(row["efficiency"]))
     return row["model"], int(row.get("tokens") or 0), int(row["batch"]), place, *rank
 

@@ -1,4 +1,4 @@
-"""Two figures of speed from rows: the efficiency of every method and batch size, and over the number of tokens.
+"""Figures of speed from rows: the efficiency of every method and batch size, over the number of tokens, on a GPU.
 
 Efficiency is the speed-up over the ratio of the multiply-accumulates: 1 is as fast as the arithmetic promises.
 """
@@ -6,7 +6,7 @@ Efficiency is the speed-up over the ratio of the multiply-accumulates: 1 is as f
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,14 @@ matplotlib.use("Agg")
 
 Rows = Sequence[Row]
 METHODS, BATCHES, TOKENS, FITTED = "methods", "equal", "tokens", "prune_and_merge"
-FIGURES = {"speed": (METHODS, BATCHES, FITTED), "speed_tokens": (TOKENS,)}  # figure to names of benchmarks
+ON_GPU = ("deit_s", "vit_b", "vit_l", "vit_l_tome", "vit_h", "vit_h_default", "few_images")
+FORMS = ("deit_s_conv", "deit_s_contiguous", "vit_b_conv", "vit_b_contiguous")  # of the patch embedding
+GPU_BATCHES, GPU_TOKENS = "gpu_batches", "gpu_tokens"
+FIGURES = {  # figure to names of benchmarks
+    "speed": (METHODS, BATCHES, FITTED),
+    "speed_tokens": (TOKENS,),
+    "speed_gpu": (*ON_GPU, *FORMS, GPU_BATCHES, GPU_TOKENS),
+}
 EFFICIENCY = "efficiency: speed-up / MAC ratio"
 # Of the methods that are followed over batches and tokens: marker, fill and line tell them apart without colour.
 LOOKS: dict[str, dict[str, Any]] = {
@@ -31,7 +38,13 @@ LOOKS: dict[str, dict[str, Any]] = {
     "EViT": {"color": "#009E73", "marker": "<", "linestyle": "-.", "markerfacecolor": "white"},
     "ToMe": {"color": "#0072B2", "marker": "h", "linestyle": "--"},
 }
-NAMES = {"deit_ti": "DeiT-Ti", "deit_s": "DeiT-S", "deit_b": "DeiT-B", "vit_l": "ViT-L/16"}
+NAMES = {
+    "deit_ti": "DeiT-Ti",
+    "deit_s": "DeiT-S",
+    "deit_b": "DeiT-B",
+    "vit_l": "ViT-L/16",
+    "mae_vit_h": "ViT-H/14",
+}
 
 
 class Place(NamedTuple):
@@ -54,7 +67,7 @@ def gather(figure: str, models: Sequence[str] | None, folder: Path) -> list[Row]
     """The rows that a figure shows, of all files of a folder.
 
     Args:
-        figure: "speed" or "speed_tokens".
+        figure: a key of ``FIGURES``.
         models: only these; None: all.
         folder: ``results/speed``.
 
@@ -95,8 +108,8 @@ def _of_methods(rows: Rows) -> list[Row]:
     return sorted(chosen, key=lambda row: float(row["efficiency"]))
 
 
-def _methods_panel(axes: Axes, rows: Rows) -> None:
-    """A line a method: its efficiency, the range of its rounds, and what speed-up stands against what MAC ratio."""
+def _methods_panel(axes: Axes, rows: Rows, name: Callable[[Row], str] = method) -> None:
+    """A line a row: its efficiency, the range of its rounds, and what speed-up stands against what MAC ratio."""
     for line, row in enumerate(rows):
         ours = method(row).startswith("ours")
         style: dict[str, Any] = {"marker": "o", "color": "black", "markerfacecolor": "black" if ours else "white"}
@@ -104,7 +117,7 @@ def _methods_panel(axes: Axes, rows: Rows) -> None:
         axes.errorbar(float(row["efficiency"]), line, xerr=around, capsize=2, elinewidth=0.8, markersize=6, **style)
         ratio = f"{float(row['speed_up']):.2f}x / {float(row['mac_ratio']):.2f}x"
         axes.annotate(ratio, (1.0, line), (6, 0), ("axes fraction", "data"), "offset points", fontsize=8, va="center")
-    axes.set_yticks(range(len(rows)), [method(row) for row in rows], fontsize=8.5)
+    axes.set_yticks(range(len(rows)), [name(row) for row in rows], fontsize=8.5)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.axvline(1.0, color="black", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     axes.set_xlabel(f"{EFFICIENCY} (the two at the right; bars: slowest to fastest round)")
@@ -213,3 +226,55 @@ def efficiency_over_tokens(rows: Rows, path: Path) -> None:
     kinds = {label: handles[labels.index(label)] for label in labels}  # the same for every model
     figure.legend(kinds.values(), kinds, loc="outside lower center", ncols=len(kinds), fontsize=9, frameon=False)
     save(figure, path)
+
+
+def _form(row: Row) -> str:
+    """A row of a GPU in words: the model, its batch, how patches are embedded, the method."""
+    embedding = "" if text(row, "patches") == "linear" else f" {text(row, 'layout') or 'contiguous'} convolution,"
+    return f"{_name_of(row)}, batch {row['batch']},{embedding} {method(row)}"
+
+
+def _lines_of_gpu(rows: Rows) -> list[Row]:
+    """The rows of the left panel, top to bottom as benchmarks are listed, the most efficient method first."""
+    order = {name: number for number, name in enumerate((*ON_GPU, *FORMS))}
+    shown = [row for row in rows if text(row, "benchmark") in order and row["method"] != BASE]
+    return sorted(shown, key=lambda row: (-order[row["benchmark"]], _batch(row), float(row["efficiency"])))
+
+
+def efficiency_on_gpu(rows: Rows, path: Path) -> None:
+    """Efficiency of models on one card, and of DeiT-S over batch sizes and tokens at equal GMACs.
+
+    Args:
+        rows: of the benchmarks of ``configs/tables/speed_gpu.yaml``; a line of panels each device.
+        path: PNG file to write.
+    """
+    devices = list(dict.fromkeys(text(row, "device") for row in rows))
+    own = {device: [row for row in rows if text(row, "device") == device] for device in devices}
+    lines = max(len(_lines_of_gpu(some)) for some in own.values())
+    figure, grid = plt.subplots(
+        len(devices),
+        3,
+        figsize=(17.0, (1.6 + max(0.26 * lines, 2.8)) * len(devices)),
+        squeeze=False,
+        width_ratios=(1.2, 1, 1),
+        layout=ConstrainedLayoutEngine(wspace=0.06),
+    )
+    for (device, some), panels in zip(own.items(), grid, strict=True):
+        left, modes = _lines_of_gpu(some), sorted({text(row, "mode") for row in _lines_of_gpu(some)})
+        _methods_panel(panels[0], left, _form) if left else panels[0].set_axis_off()
+        panels[0].set_title(f"{device}, {', '.join(modes)}", fontsize=9.5)
+        for axes, name, by in ((panels[1], GPU_BATCHES, "batch"), (panels[2], GPU_TOKENS, "tokens")):
+            _over(axes, [row for row in some if text(row, "benchmark") == name], by)
+    save(figure, path)
+
+
+def _over(axes: Axes, rows: Rows, by: str) -> None:
+    """Efficiency over batch sizes or tokens, of one model on one card."""
+    if not rows:
+        axes.set_axis_off()
+        return
+    _curves(axes, rows, by, 0.04)
+    ticks = sorted({int(row[by]) for row in rows})
+    _frame(axes, {tick: str(tick) for tick in ticks}, {"batch": "batch size, images"}.get(by, by))
+    axes.set_title(f"{_name_of(rows[0])}, equal GMACs: {text(rows[0], 'mode')}, {text(rows[0], 'dtype')}", fontsize=9.5)
+    axes.legend(loc="lower right", fontsize=8.5, frameon=False)

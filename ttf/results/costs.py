@@ -14,8 +14,9 @@ BASE = "uncompressed"
 COLUMNS = ({"model", "gmacs"}, {"model", "batch"}, {"operator", "shape", "way"})  # of each kind of file, some
 Row = dict[str, Any]
 
-# A run replaces rows that agree in all of these. Older files lack the last two: they hold one benchmark, at one size.
+# A run replaces rows that agree in all of these. Older files lack the last ones: they hold one benchmark, at one size.
 SAME = ("model", "batch", "mode", "dtype", "device", "benchmark", "pixels")
+FORM = ("layout", "patches")  # of the patch embedding; "" is torch's own
 
 
 def read(path: Path) -> list[Row]:
@@ -67,7 +68,8 @@ def text(row: Row, name: str) -> str:
 
 
 def _replaces(new: Row, old: Row) -> bool:
-    return all(text(old, name) in ("", text(new, name)) for name in SAME)
+    same = all(text(old, name) in ("", text(new, name)) for name in SAME)
+    return same and all(text(old, name) == text(new, name) for name in FORM)
 
 
 def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:

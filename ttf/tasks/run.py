@@ -143,7 +143,8 @@ class Run:
         model.to(self.device, self.dtype)
         self._fit_method(model)
         with self._compression(model):  # a wrong option shows before the long evaluation
-            costs = self._costs(model)
+            costs, plan = self._costs(model), api.plan(model)
+        method = None if plan is None else plan.method
         compression = None if self.reduction is None else partial(self._compression, model)
         found = self.task.outcomes(model, compression, baseline_of(config), self._words())
         self.images = found.images
@@ -159,7 +160,7 @@ class Run:
             "images": found.count,
             "bad_images": found.bad,
             "preprocessing": how,
-            **provenance(self.device, self.dtype),
+            **provenance(self.device, self.dtype, method),
             "throughput": self._throughput(model),
             "command": " ".join(["ttf", "eval", *given]),
             "seconds": round(time.time() - begin, 1),

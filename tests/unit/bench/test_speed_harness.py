@@ -82,6 +82,14 @@ def test_shapes_cost_what_a_real_pass_costs(options: dict[str, Any] | None) -> N
     assert shapes.gmacs(options) == pytest.approx(ttf.measure.gmacs(model, (3, 64, 64)), rel=1e-2)
 
 
+@pytest.mark.parametrize("options", [None, {"ratio": 0.5}, {"method": "evit", "ratio": 0.5}])
+def test_shapes_know_the_whole_arithmetic(options: dict[str, Any] | None) -> None:
+    shapes, model = Shapes(OmegaConf.create(NETWORK)), VisionTransformer(**SIZES)
+    counted = arithmetic(model if options is None else ttf.apply(model, **options), torch.zeros(1, 3, 64, 64))
+    shapes.arithmetic({"ratio": 0.3})
+    assert shapes.arithmetic(options) == pytest.approx(counted, rel=1e-2)
+
+
 def test_a_number_of_tokens_that_depends_on_the_image_is_not_counted_from_shapes() -> None:
     with pytest.raises(ValueError, match="depends on the image"):
         Shapes(OmegaConf.create(NETWORK)).gmacs({"method": "ats"})
@@ -234,7 +242,23 @@ def test_figures_of_a_folder(tmp_path: Path) -> None:
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_figure_of_a_gpu(tmp_path: Path) -> None:
+    names = ("deit_s", "few_images", "vit_b_conv", "gpu_batches", "gpu_tokens")
+    found = [row(way, benchmark=name) for name in names for way in ("ours (default) ratio=0.7", "EViT ratio=?")]
+    costs.write(found, tmp_path / "gpu.csv")
+    speed_figures.efficiency_on_gpu(speed_figures.gather("speed_gpu", None, tmp_path), tmp_path / "gpu.png")
+    assert (tmp_path / "gpu.png").read_bytes().startswith(b"\x89PNG")
+
+
 # Modes
+
+
+@pytest.mark.parametrize("mode", ["graphs", "captured", "compiled_captured"])
+def test_graphs_are_for_gpus(mode: str) -> None:
+    with pytest.raises(ValueError, match=f"modes=\\[{mode}\\] are CUDA graphs and need a GPU"):
+        modes.check(["eager", mode], torch.device("cpu"), "float32")
+    modes.check(["eager", mode], torch.device("cuda"), "bfloat16")
+    assert modes.holds_memory(mode, torch.device("cuda"))
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

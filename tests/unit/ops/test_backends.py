@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ttf
 from ttf.measure.provenance import operators_used
-from ttf.ops import attention, backend, backends, native, runner
+from ttf.ops import attention, backend, backends, library, native, runner
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 compiled = pytest.mark.skipif(not native.loaded(), reason="not compiled: python -m ttf.ops.native")
@@ -78,6 +78,14 @@ def test_triton_is_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         assert operators_used(GPU, torch.bfloat16) == "Triton operators"
         assert runner(GPU, torch.float64) == "plain"
         assert runner(CPU, torch.float32) == ("compiled" if native.loaded() else "plain")
+
+
+def test_heads_too_wide_for_the_kernels_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "runner", lambda *_: "triton")
+    q, k, v = torch.randn(3, 1, 2, 5, 130)
+    with pytest.warns(UserWarning, match="no kernel for heads of 130 channels: torch's own attention runs"):
+        out, _ = torch.ops.ttf.summed_attention(q, k, v, None, 0.1, 0)
+    torch.testing.assert_close(out, attention.fused_attention(q, k, v, None, 0.1))
 
 
 def test_eager_inference_calls_one_operator_and_a_gradient_torchs_own() -> None:

@@ -16,28 +16,28 @@ from ttf.ops.kernels import HAS_TRITON
 WHOLE_MODEL = """
 import torch, ttf
 from unittest.mock import patch
-from ttf.models.vit_mini import vit_mini
+from timm.models.vision_transformer import VisionTransformer
 from ttf.ops import backend
-from ttf.ops.kernels import sums, transform
+from ttf.ops.kernels import dispatch
 
 calls = []
-def counted(module, name):
-    inner = getattr(module, name)
+def counted(name):
+    inner = getattr(dispatch, name)
     def run(*args, **kwargs):
         calls.append(name)
         return inner(*args, **kwargs)
-    return patch.object(module, name, run)
+    return patch.object(dispatch, name, run)
 
 torch.manual_seed(0)
-model = vit_mini().eval()
-images = torch.randn(1, 3, *model.patch_embed.img_size)
+model = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=5).eval()
+images = torch.randn(1, 3, 32, 32)
 for options in ({}, {"preset": "paper"}, {"gate": "mask"}, {"selection": "pool"}):
-    ttf.apply(model, ratio=0.5, **options)
+    ttf.apply(model, ratio=0.5, blocks=(0, 1), **options)
     answers, matrices = [], []
     for name in ("auto", "triton"):
         calls.clear()
-        counting = counted(sums, "column_sums"), counted(transform, "transform_down")
-        with torch.no_grad(), backend(name), counting[0], counting[1]:
+        a, b, c = map(counted, ("attention", "summed_attention", "transform"))
+        with torch.no_grad(), backend(name), a, b, c:
             answers.append(model(images))
             matrices.append(ttf.trace(model, images)[0].W)
         print(options, name, sorted(set(calls)))
@@ -45,8 +45,8 @@ for options in ({}, {"preset": "paper"}, {"gate": "mask"}, {"selection": "pool"}
     torch.testing.assert_close(matrices[1], matrices[0], atol=2e-4, rtol=0)
     ttf.remove(model)
     calls.clear()
-ttf.apply(model, ratio=0.5)
-with backend("triton"), counted(sums, "column_sums"):
+ttf.apply(model, ratio=0.5, blocks=(0,))
+with backend("triton"), counted("summed_attention"):
     model(images).sum().backward()  # a gradient: the plain operators
 print("gradient", calls)
 """
@@ -54,7 +54,7 @@ print("gradient", calls)
 
 @pytest.mark.skipif(torch.cuda.is_available() and HAS_TRITON, reason="this machine has a GPU and triton")
 def test_kernels_cannot_be_asked_for_where_they_cannot_run() -> None:
-    with pytest.raises(ValueError, match='"triton" needs a GPU and the package triton: use "auto"$'):
+    with pytest.raises(ValueError, match='"triton" needs a GPU and the package triton, without TTF_KERNELS=0: use'):
         backend("triton")
 
 
@@ -65,7 +65,7 @@ def test_a_model_with_kernels_gives_the_same_answer() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     run = subprocess.run([sys.executable, "-c", WHOLE_MODEL], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
-    both = "['column_sums', 'transform_down']"
+    both = "['attention', 'summed_attention', 'transform']"
     assert run.stdout.splitlines() == [
         "{} auto []",
         f"{{}} triton {both}",
@@ -74,6 +74,6 @@ def test_a_model_with_kernels_gives_the_same_answer() -> None:
         "{'gate': 'mask'} auto []",
         f"{{'gate': 'mask'}} triton {both}",
         "{'selection': 'pool'} auto []",
-        "{'selection': 'pool'} triton ['column_sums']",
+        "{'selection': 'pool'} triton ['attention', 'summed_attention']",
         "gradient []",
     ]

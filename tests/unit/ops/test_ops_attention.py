@@ -108,6 +108,17 @@ def test_column_sums_of_all_rows_sum_to_the_number_of_tokens() -> None:
     torch.testing.assert_close(column_sums(attention).sum(1), torch.full((2,), 20.0))
 
 
+@pytest.mark.parametrize(("rows", "first"), [("all", 0), ("patch", 2)])
+@pytest.mark.parametrize("step", [2, 5, 50])
+def test_every_so_many_th_row_alone(rows: attention_ops.ScoreRows, first: int, step: int) -> None:
+    q, k, v = torch.randn(3, 2, 3, 17, 8)
+    bias = size_bias(torch.rand(2, 17), q.dtype)
+    out, sums = summed_attention(q, k, v, bias, 0.3, rows=rows, prefix=2, step=step)
+    expected, plain = mapped_attention(q, k, v, bias, 0.3)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(sums, plain[:, :, first::step].sum((1, 2)) / 3)
+
+
 def test_class_rows_need_a_class_token() -> None:
     with pytest.raises(ValueError, match="class token"):
         column_sums(torch.ones(1, 1, 2, 2), "class", prefix=0)

@@ -1,7 +1,6 @@
-"""Triton kernels, in triton's interpreter, against the plain operators in float64.
+"""Triton kernels, in triton's interpreter, held to the numerical contract of ``ttf.ops.kernels``.
 
-The numerical contract is that of ``ttf.ops.kernels``. The interpreter is a process of its own, so that no other test
-sees its environment variable.
+The interpreter is a process of its own, so that no other test sees its environment variable.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import multiprocessing
 import pickle
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,26 +19,33 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.unit.ops import kernels_worker
-from ttf.ops import transform
-from ttf.ops.kernels.fused import attention_with_lse
-from ttf.ops.reduction import DenseReduction, gather_tokens
+from ttf.ops.kernels.contract import Attention, Case, Transform, few, many
+from ttf.ops.plain import Reading
+from ttf.ops.transform import GATES
 
 pytest.importorskip("triton", reason="needs triton")
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-LENGTHS = (1, 2, 5, 17, 65)
-TOKEN_ERROR = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
+READING = Reading(0.5, 150.0, "zero", True)
 
 
 class Interpreter:
-    """Functions of ``ttf.ops.kernels``, run in the process of the interpreter."""
+    """Functions of ``tests.unit.kernels_worker``, run in the process of the interpreter."""
 
     def __init__(self, process: ProcessPoolExecutor) -> None:
         self.process = process
 
     def __call__(self, name: str, *arguments: Any) -> Any:
-        module = f"ttf.ops.kernels.{'sums' if name == 'column_sums' else 'transform'}"
-        return pickle.loads(self.process.submit(kernels_worker.call, module, name, pickle.dumps(arguments)).result())
+        """``ttf.ops.kernels.dispatch.name``."""
+        return self._run(kernels_worker.call, "ttf.ops.kernels.dispatch", name, pickle.dumps(arguments))
+
+    def check(self, case: Case, seed: int = 0, blocks: bool = False) -> None:
+        """Assert that a case keeps the contract; ``blocks``: by the kernels for long sequences, whatever its length."""
+        outcomes = self._run(kernels_worker.outcomes, pickle.dumps(case), seed, blocks)
+        assert outcomes and not [outcome for outcome in outcomes if not outcome.kept]
+
+    def _run(self, *arguments: Any) -> Any:
+        return pickle.loads(self.process.submit(*arguments).result())
 
 
 @pytest.fixture(scope="module")
@@ -50,246 +56,191 @@ def kernels() -> Iterator[Interpreter]:
         yield Interpreter(process)
 
 
-@dataclass(frozen=True)
-class Heads:
-    """One layer of attention: q, k, v as timm's qkv projection gives them (no dimension contiguous but the last)."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    bias: Tensor | None
-    scale: float
-
-    @property
-    def logits(self) -> Tensor:
-        plain = (self.q.double() * self.scale) @ self.k.double().transpose(-2, -1)
-        return plain if self.bias is None else plain + self.bias.double()
-
-    def sums(self, first_row: int) -> Tensor:
-        """Eq. 2 from the whole map."""
-        return self.logits.softmax(-1)[:, :, first_row:].sum(dim=(1, 2)) / self.q.shape[1]
-
-    @property
-    def tolerance(self) -> float:
-        finite = self.logits[self.logits > -torch.inf]
-        return 3e-7 * (1 + finite.abs().max().item())
+def _named(cases: list[Case]) -> Any:
+    return pytest.mark.parametrize("case", cases, ids=lambda case: f"{type(case).__name__}-{case.tokens}-{case.dtype}")
 
 
-def _heads(n: int, dim: int, dtype: torch.dtype, gain: float = 1.0, biased: bool = True, batch: int = 2) -> Heads:
-    """Sizes from 0 to 4, the last half of the last image's tokens padding (size 0) but for the first of them."""
-    q, k, v = (torch.randn(batch, n, 3, 2, dim) * gain).to(dtype).permute(2, 0, 3, 1, 4)
-    bias = (4 * torch.rand(batch, 1, 1, n) + 0.01).log()
-    bias[-1, ..., n // 2 + 1 :] = -torch.inf
-    return Heads(q, k, v, bias.to(dtype) if biased else None, dim**-0.5)
+def _short(case: Case) -> bool:
+    """Whether the interpreter takes seconds: in float32 there are many small tiles."""
+    return case.tokens < 200 or (case.dtype == torch.bfloat16 and case.tokens < 300)
 
 
-def _check_sums(kernels: Interpreter, heads: Heads, first_row: int) -> None:
-    lse = heads.logits.logsumexp(-1).float()
-    answer = kernels("column_sums", heads.q, heads.k, heads.bias, lse, heads.scale, first_row)
-    assert answer.dtype == torch.float32
-    torch.testing.assert_close(answer.double(), heads.sums(first_row), rtol=heads.tolerance, atol=1e-30)
-    if heads.bias is not None:
-        assert bool((answer[heads.bias[:, 0, 0] == -torch.inf] == 0).all())
+@_named([case for dtype in DTYPES for case in many(dtype)[len(few(dtype)) :] if _short(case)])
+def test_the_contract_holds(kernels: Interpreter, case: Case) -> None:
+    kernels.check(case)
+
+
+@_named([case for dtype in DTYPES for case in few(dtype)[6:9]])
+def test_the_contract_holds_for_a_real_layer(kernels: Interpreter, case: Transform) -> None:
+    kernels.check(replace(case, batch=1, channels=min(case.channels, 160)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", LENGTHS)
-@pytest.mark.parametrize("biased", [True, False])
-def test_column_sums_are_those_of_the_map(kernels: Interpreter, n: int, dtype: torch.dtype, biased: bool) -> None:
-    _check_sums(kernels, _heads(n, 24, dtype, biased=biased), first_row=min(1, n - 1))
+@pytest.mark.parametrize("gate", GATES)
+def test_long_sequences_are_worked_on_in_blocks(kernels: Interpreter, dtype: torch.dtype, gate: Any) -> None:
+    """Ranks by two kernels, W in several tiles a row, images one by one; the same contract."""
+    kernels.check(Transform(68, 24, dtype, 50, gate=gate), blocks=True)
+    kernels.check(Transform(40, 24, dtype, 36, 0, 3, tau=5.0, gate=gate, kind="copies"), blocks=True)
+    kernels.check(Attention(65, 24, dtype, gate == "zero", first=1), blocks=True)
 
 
-@pytest.mark.parametrize(("dtype", "dim"), [(torch.float32, 80), (torch.float16, 64), (torch.bfloat16, 72)])
-def test_column_sums_of_a_real_layer(kernels: Interpreter, dtype: torch.dtype, dim: int) -> None:
-    _check_sums(kernels, _heads(197, dim, dtype, gain=2.0, batch=1), first_row=0)
-
-
-@settings(max_examples=10)
-@given(st.integers(1, 70), st.integers(1, 128), st.floats(0.0, 4.0), st.sampled_from(DTYPES), st.data())
-def test_column_sums_of_any_shape(
-    kernels: Interpreter, n: int, dim: int, gain: float, dtype: torch.dtype, data: st.DataObject
+@settings(max_examples=8)
+@given(
+    st.integers(1, 70),
+    st.integers(1, 128),
+    st.floats(0.0, 4.0),
+    st.sampled_from(DTYPES),
+    st.booleans(),
+    st.booleans(),
+    st.data(),
+)
+def test_attention_of_any_shape(
+    kernels: Interpreter,
+    n: int,
+    dim: int,
+    gain: float,
+    dtype: torch.dtype,
+    biased: bool,
+    blocks: bool,
+    data: st.DataObject,
 ) -> None:
-    _check_sums(kernels, _heads(n, dim, dtype, gain), data.draw(st.integers(0, n - 1)))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_column_sums_behind_the_fused_attention(kernels: Interpreter, dtype: torch.dtype) -> None:
-    """The sums of all tokens make the number of rows, because each row of the map sums to 1."""
-    heads = _heads(37, 16, dtype)
-    _, lse = attention_with_lse(heads.q, heads.k, heads.v, heads.bias, heads.scale)
-    sums = kernels("column_sums", heads.q, heads.k, heads.bias, lse, heads.scale, 2)
-    # half-precision attention on a CPU rounds what its log-sum-exp is made of: 6e-5 seen
-    torch.testing.assert_close(
-        sums.sum(1), torch.full((2,), 35.0), rtol=2e-6 if dtype == torch.float32 else 1e-4, atol=0
-    )
-
-
-def test_too_large_heads_are_refused(kernels: Interpreter) -> None:
-    heads = _heads(3, 136, torch.float32)
-    with pytest.raises(ValueError, match="up to 128 channels, got 136"):
-        kernels("column_sums", heads.q, heads.k, None, heads.logits.logsumexp(-1).float(), heads.scale)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer to transform, and what the plain operators make of it in float64."""
-
-    units: Tensor
-    index: Tensor
-    mass: Tensor | None
-    x: Tensor
-    kappa: float
-    tau: float
-    gate: transform.Gate
-
-    @property
-    def cosines(self) -> Tensor:
-        """(B, n, m) float64."""
-        chosen = gather_tokens(self.units, self.index).double()
-        return transform.mark_own(transform.similarity(self.units.double(), chosen), self.index)
-
-    @property
-    def shares(self) -> Tensor:
-        return transform.assign(self.cosines, self.kappa, self.tau, self.gate)
-
-    @property
-    def lse(self) -> Tensor:
-        closed = 0.0 if self.gate == "zero" else -torch.inf
-        return (self.cosines * self.tau).masked_fill(self.cosines < self.kappa, closed).logsumexp(-1)
-
-    @property
-    def sizes(self) -> Tensor:
-        return (self.shares if self.mass is None else self.shares * self.mass.double().unsqueeze(-1)).sum(1)
-
-    @property
-    def tokens(self) -> Tensor:
-        mass = None if self.mass is None else self.mass.double()
-        return DenseReduction(sizes=self.sizes, assignment=self.shares, mass=mass).down(self.x.double())
-
-    @property
-    def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.units, gather_tokens(self.units, self.index), self.index
-
-    @property
-    def unit(self) -> float:
-        """e of the contract."""
-        return 3e-7 * (4 + self.tau)
-
-
-def _features(batch: int, n: int, features: int) -> Tensor:
-    """Tokens with a common mean, as in a network; three are copies of the first, and the last of many is padding."""
-    x = torch.randn(batch, n, features) + 0.7
-    x[:, n // 2 : n // 2 + 3] = x[:, :1]
-    x[:, 5:][:, -1:] = 0.0
-    return x
-
-
-def _layer(
-    n: int, features: int, dtype: torch.dtype = torch.float32, *, kappa: float = 0.35, tau: float = 150.0,
-    gate: transform.Gate = "zero", massive: bool = True, batch: int = 2, ratio: float = 0.7, channels: int = 20,
-) -> Layer:  # fmt: skip
-    """No cosine lies within 1e-6 of kappa, where float32 and float64 may see it on different sides; it moves away."""
-    x = _features(batch, n, features)
-    index = transform.select(torch.rand(batch, n), max(1, int(ratio * n)))
-    mass = 4 * torch.rand(batch, n) if massive else None
-    tokens = torch.randn(batch, n + 1, channels).to(dtype)[:, 1:]  # behind a prefix token, and so not contiguous
-    layer = Layer(transform.unit_features(x), index, mass, tokens, kappa, tau, gate)
-    offsets = torch.arange(0, 1e-3, 2.5e-6, dtype=torch.float64)
-    free = [o for o in offsets.tolist() if (layer.cosines - kappa + o).abs().min() > 1e-6]
-    return Layer(layer.units, index, mass, tokens, kappa - free[0], tau, gate)
-
-
-def _check_layer(kernels: Interpreter, layer: Layer) -> None:
-    """Log-sum-exp, sizes and tokens, the kernels one behind the other."""
-    options = (layer.kappa, layer.tau, layer.gate)
-    lse = kernels("assignment_lse", *layer.arguments, *options)
-    torch.testing.assert_close(lse.double(), layer.lse, rtol=0, atol=layer.unit)
-    y, sizes = kernels("transform_down", *layer.arguments, lse, layer.mass, layer.x, *options)
-    assert lse.dtype == sizes.dtype == torch.float32 and y.dtype == layer.x.dtype
-    torch.testing.assert_close(sizes.double(), layer.sizes, rtol=layer.unit, atol=1e-3 * layer.unit)
-    largest = layer.x.double().abs().max().item()
-    close = TOKEN_ERROR.get(layer.x.dtype, layer.unit / 4)
-    torch.testing.assert_close(y.double(), layer.tokens, rtol=0, atol=close * largest)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", LENGTHS)
-@pytest.mark.parametrize("gate", transform.GATES)
-def test_transform_is_the_plain_one(kernels: Interpreter, n: int, dtype: torch.dtype, gate: transform.Gate) -> None:
-    """At tau = 150 the best cosine takes nearly all; at 5 also what lies below the gate counts."""
-    _check_layer(kernels, _layer(n, 20, dtype, gate=gate, massive=n != 17, tau=150.0 if n in (2, 17) else 5.0))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_transform_of_a_real_layer(kernels: Interpreter, dtype: torch.dtype) -> None:
-    """197 tokens; 320 channels are two blocks of them."""
-    _check_layer(kernels, _layer(197, 40, dtype, batch=1, channels=320))
+    case = Attention(n, dim, dtype, biased, data.draw(st.integers(0, n - 1)), gain, batch=1)
+    kernels.check(case, blocks=blocks)
 
 
 @settings(max_examples=12)
 @given(
-    st.integers(1, 70), st.integers(2, 40), st.floats(-1.0, 1.0), st.floats(0.1, 500.0),
-    st.sampled_from(transform.GATES), st.floats(0.05, 1.0), st.booleans(), st.integers(0, 999),
-)  # fmt: skip
+    st.integers(1, 70),
+    st.integers(2, 40),
+    st.floats(-0.9, 0.9),
+    st.floats(0.1, 500.0),
+    st.sampled_from(GATES),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["random", "equal", "copies", "padded"]),
+    st.sampled_from(DTYPES),
+    st.booleans(),
+    st.integers(0, 999),
+    st.data(),
+)
 def test_transform_of_any_layer(
-    kernels: Interpreter, n: int, features: int, kappa: float, tau: float, gate: transform.Gate, ratio: float,
-    massive: bool, seed: int,
-) -> None:  # fmt: skip
-    torch.manual_seed(seed)
-    _check_layer(kernels, _layer(n, features, kappa=kappa, tau=tau, gate=gate, ratio=ratio, massive=massive))
+    kernels: Interpreter,
+    n: int,
+    channels: int,
+    kappa: float,
+    tau: float,
+    gate: Any,
+    massive: bool,
+    redundancy: bool,
+    kind: Any,
+    dtype: torch.dtype,
+    blocks: bool,
+    seed: int,
+    data: st.DataObject,
+) -> None:
+    prefix = data.draw(st.integers(0, min(5, n - 1)))
+    isolated, keep = data.draw(st.integers(0, prefix)), data.draw(st.integers(prefix + 1, n))
+    case = Transform(
+        n, channels, dtype, keep, isolated, prefix, tau, gate, redundancy, massive, kind, batch=1, kappa=kappa
+    )
+    kernels.check(case, seed, blocks)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_padding_among_the_informative_tokens(kernels: Interpreter, dtype: torch.dtype) -> None:
-    """A new token whose own token has the size 0 is what little of the others goes into it, not 0 over 0."""
-    layer = _layer(17, 20, dtype)
-    assert layer.mass is not None
-    layer.mass[:, layer.index[0, 1:4]] = 0.0
-    layer.mass[:, -1] = 0.0  # a zero token, which goes into all others alike
-    assert bool((layer.sizes < 1e-6).any()) and bool((layer.sizes > 0).all())
-    _check_layer(kernels, layer)
+def _layer(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    x = torch.randn(2, n, 24) + 0.7
+    return x.to(dtype), torch.rand(2, n), 4 * torch.rand(2, n - 1)
 
 
 def test_dropped_tokens_go_nowhere(kernels: Interpreter) -> None:
     """Gate "mask", and no cosine but a token's own reaches kappa: the others are in no new token."""
-    layer = _layer(33, 40, kappa=0.9999, gate="mask", massive=False)
-    options = (layer.kappa, layer.tau, layer.gate)
-    lse = kernels("assignment_lse", *layer.arguments, *options)
-    dropped = layer.lse == -torch.inf
-    assert bool(dropped.any()) and torch.equal(lse == -torch.inf, dropped)
-    y, sizes = kernels("transform_down", *layer.arguments, lse, None, layer.x, *options)
-    torch.testing.assert_close(sizes.sum(1), (~dropped).sum(1).float(), rtol=1e-5, atol=0)
-    spoiled = layer.x.masked_fill(dropped.unsqueeze(-1), 1e6)
-    again, _ = kernels("transform_down", *layer.arguments, lse, None, spoiled, *options)
+    x, scores, mass = _layer(33, torch.float32)
+    reading = Reading(0.9999, 150.0, "mask", True)
+    y, sizes, index = kernels("transform", x, x[:, 1:], scores, mass, 20, 1, reading)
+    torch.testing.assert_close(sizes[:, 1:], mass.gather(1, index))
+    torch.testing.assert_close(y[:, 1:], x[:, 1:].gather(1, index.unsqueeze(-1).expand(-1, -1, 24)))
+    dropped = torch.ones(2, 33, dtype=torch.bool).scatter(1, index + 1, False)
+    dropped[:, 0] = False
+    spoiled = x.masked_fill(dropped.unsqueeze(-1), 1e6)
+    again, *_ = kernels("transform", spoiled, x[:, 1:], scores, mass, 20, 1, reading)
     assert torch.equal(again, y)
 
 
-def test_shares_never_exceed_one(kernels: Interpreter) -> None:
-    """A log-sum-exp that misses a term, as where rounding opens a gate in one kernel alone, blows no token up."""
-    layer = _layer(17, 20, massive=False)
-    arguments = (*layer.arguments, torch.full((2, 17), -1e4), None, layer.x, layer.kappa, layer.tau, layer.gate)
-    y, sizes = kernels("transform_down", *arguments)
-    assert bool((sizes <= 17).all()) and bool((y.abs() <= layer.x.abs().max() * (1 + 1e-5)).all())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_new_tokens_that_little_goes_into_are_means_all_the_same(kernels: Interpreter, dtype: torch.dtype) -> None:
+    """An informative token of mass 0 is what little of the others goes into it, not 0 over 0, in float16 either."""
+    x, scores, mass = _layer(17, dtype)
+    scores[:, 1:4], mass[:, :3] = 5.0, 0.0
+    y, sizes, _ = kernels("transform", x, x[:, 1:], scores, mass, 9, 1, Reading(-1.0, 30.0, "zero", False))
+    assert bool((sizes[:, 1:4] < 1e-4).all()) and bool((sizes > 0).all())
+    assert bool((y.float().abs().amax(-1) > 0.1).all()) and bool((y.float().abs() <= x.float().abs().max()).all())
 
 
-@pytest.mark.parametrize("n", [*LENGTHS, 197])
-def test_novelty_is_the_plain_one(kernels: Interpreter, n: int) -> None:
-    """With ties, and copies, whose cosine rounds to more than 1."""
-    units = transform.unit_features(_features(1 if n > 100 else 2, n, 40))
-    scores = torch.rand(units.shape[:2])
-    scores[:, n // 3 : n // 3 + 3] = scores[:, :1]
-    plain = transform.novelty(scores.double(), transform.similarity(units.double(), units.double()))
-    answer = kernels("novelty", units, scores)
-    assert bool(((answer - plain).abs() <= 1e-6 * scores).all())
-    assert bool((answer >= 0).all())
+@pytest.mark.parametrize("redundancy", [False, True])
+@pytest.mark.parametrize("blocks", [False, True])
+def test_scores_that_are_no_numbers_rank_first_as_in_topk(kernels: Interpreter, redundancy: bool, blocks: bool) -> None:
+    x, scores, _ = _layer(17, torch.float32)
+    scores[0, [3, 8, 9, 12]] = float("nan")
+    call = (x, x, scores, None, 6, 0, Reading(0.5, 30.0, "zero", redundancy))
+    index = kernels._run(kernels_worker.blocked, "transform", pickle.dumps(call), blocks)[2]
+    assert {3, 8, 9, 12} <= set(index[0].tolist())
+    assert index[0].tolist() == sorted(set(index[0].tolist()))
+
+
+def test_equal_scores_go_to_the_first_tokens(kernels: Interpreter) -> None:
+    x, _, _ = _layer(17, torch.float32)
+    for blocks in (False, True):
+        call = (x, x[:, 1:], torch.ones(2, 17), None, 9, 2, READING)
+        index = kernels._run(kernels_worker.blocked, "transform", pickle.dumps(call), blocks)[2]
+        assert index.tolist() == [list(range(8))] * 2
+
+
+def test_rows_may_lie_anywhere_in_memory(kernels: Interpreter) -> None:
+    x, scores, mass = _layer(17, torch.float32)
+    wide = torch.randn(2, 17, 48)[..., ::2].copy_(x)
+    views = (wide, wide[:, 1:], scores.t().contiguous().t(), mass.t().contiguous().t())
+    for got, expected in zip(
+        kernels("transform", *views, 9, 1, READING),
+        kernels("transform", x, x[:, 1:], scores, mass, 9, 1, READING),
+        strict=True,
+    ):
+        assert torch.equal(got, expected)
+    q, k, v = torch.randn(3, 2, 2, 17, 16)
+    bias = torch.rand(2, 1, 1, 34)[..., ::2]
+    columns = [part.transpose(2, 3).contiguous().transpose(2, 3) for part in (q, k, v)]
+    got = kernels("summed_attention", *columns, bias, 0.3, 1)
+    expected = kernels("summed_attention", q, k, v, bias.contiguous(), 0.3, 1)
+    assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+    assert got[0].transpose(1, 2).is_contiguous()
+
+
+def test_a_block_of_padding_is_passed_over(kernels: Interpreter) -> None:
+    """All of the first block of keys at minus infinity, as no model with a class token has it."""
+    q, k, v = torch.randn(3, 1, 1, 70, 16)
+    bias = torch.zeros(1, 1, 1, 70)
+    bias[..., :64] = -torch.inf
+    out, sums = kernels("summed_attention", q, k, v, bias, 0.3, 0)
+    logits = (0.3 * q) @ k[:, :, 64:].transpose(2, 3)
+    torch.testing.assert_close(out, logits.softmax(-1) @ v[:, :, 64:])
+    torch.testing.assert_close(sums[:, 64:], logits.softmax(-1).sum((1, 2)))
+    assert not sums[:, :64].any()
+
+
+def test_empty_batches(kernels: Interpreter) -> None:
+    q = torch.zeros(0, 2, 5, 8)
+    out, sums = kernels("summed_attention", q, q, q, None, 0.3, 0)
+    assert out.shape == q.shape and sums.shape == (0, 5)
+    assert kernels("attention", q, q, q, torch.zeros(0, 1, 1, 5), 0.3).shape == q.shape
+    x = torch.zeros(0, 5, 8)
+    y, sizes, index = kernels("transform", x, x[:, 1:], torch.zeros(0, 5), None, 3, 1, READING)
+    assert (y.shape, sizes.shape, index.shape) == ((0, 3, 8), (0, 3), (0, 2))
 
 
 def test_two_runs_give_the_same_bits(kernels: Interpreter) -> None:
-    heads, layer = _heads(40, 24, torch.float16), _layer(40, 24, torch.bfloat16)
-    options = (layer.kappa, layer.tau, layer.gate)
-    calls: list[tuple[Any, ...]] = [
-        ("column_sums", heads.q, heads.k, heads.bias, heads.logits.logsumexp(-1).float(), heads.scale),
-        ("transform_down", *layer.arguments, layer.lse.float(), layer.mass, layer.x, *options),
-    ]
-    for call in calls:
-        torch.testing.assert_close(kernels(*call), kernels(*call), rtol=0, atol=0)
+    x, scores, mass = _layer(40, torch.bfloat16)
+    q, k, v = torch.randn(3, 1, 2, 40, 24).half()
+    for name, arguments in (
+        ("summed_attention", (q, k, v, None, 0.2, 0)),
+        ("transform", (x, x[:, 1:], scores, mass, 20, 1, READING)),
+    ):
+        once, twice = kernels(name, *arguments), kernels(name, *arguments)
+        assert all(torch.equal(a, b) for a, b in zip(once, twice, strict=True))

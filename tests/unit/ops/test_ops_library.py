@@ -36,6 +36,7 @@ def test_torch_finds_nothing_wrong(dtype: torch.dtype, learning: bool) -> None:
     bias = torch.rand(2, 1, 1, 17).to(dtype).requires_grad_(learning)
     torch.library.opcheck(ATTENTION, (q, k, v, None, 0.3, 1))
     torch.library.opcheck(ATTENTION, (q, k, v, bias, 0.3, 0))
+    torch.library.opcheck(torch.ops.ttf.attention.default, (q, k, v, bias, 0.3))
     x, features, scores, mass = (part.detach().clone().requires_grad_(learning) for part in layer(dtype=dtype))
     torch.library.opcheck(TRANSFORM, (x, features, scores, None, 9, 1, 0.5, 30.0, False, True))
     torch.library.opcheck(TRANSFORM, (x, features, scores, mass, 9, 1, 0.5, 30.0, True, False))
@@ -51,6 +52,17 @@ def test_gradients_of_the_attention_are_those_of_the_whole_map() -> None:
         loss = (out * weights[0]).sum() + (sums * weights[1]).sum()
         found.append(torch.autograd.grad(loss, leaves))
     torch.testing.assert_close(*found)
+
+
+def test_attention_with_a_number_per_key_is_attention_with_a_mask() -> None:
+    q, k, v, bias = leaves = [part.detach().requires_grad_() for part in (*heads(), torch.rand(2, 1, 1, 17))]
+    weights, found = torch.randn(2, 3, 17, 8), []
+    for run in (torch.ops.ttf.attention, attention.fused_attention):
+        out = run(q, k, v, bias, 0.3)
+        found.append([out, *torch.autograd.grad((out * weights).sum(), leaves)])
+    torch.testing.assert_close(*found)
+    with pytest.raises(ValueError, match=r"the bias must have the shape \(2, 1, 1, 17\)"):
+        torch.ops.ttf.attention(q, k, v, bias[..., :-1], 0.3)
 
 
 @pytest.mark.usefixtures("_each")

@@ -334,6 +334,7 @@ def test_broken_values_are_refused(name: str, value: float) -> None:
         ({"gate": "soft"}, "gate must be one of zero, mask"),
         ({"feature": "values"}, "feature must be one of x, norm, keys, xk"),
         ({"selection": "random"}, "selection must be one of informative, redundancy"),
+        ({"score_step": 0}, "score_step is a number of rows and must be at least 1, got 0"),
         ({"score_rows": "cls"}, "score_rows must be one of all, patch, class"),
     ],
 )

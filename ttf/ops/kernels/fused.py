@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.attention import SDPBackend
 
-BIAS_ALIGNMENT = 8  # elements; the kernel reads a row of the bias in vectors of that many
-
-
-def _aligned(bias: Tensor, q: Tensor, keys: int) -> Tensor:
-    """The bias as the memory-efficient kernel takes it: expanded, its rows at aligned addresses."""
-    padded = F.pad(bias, (0, -keys % BIAS_ALIGNMENT))[..., :keys]
-    return padded.expand(q.shape[0], q.shape[1], q.shape[2], keys)
+VECTOR = 8  # channels; heads of other multiples would be padded, which costs a copy
+Attend = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, ...]]
 
 
-def attention_with_lse(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Fused attention, and the log-sum-exp of each row of its logits, bias included.
+def _flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, ...]:
+    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)
+
+
+def _efficient(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, ...]:
+    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, scale=scale)
+
+
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, ...]:
+    return torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, scale=scale)
+
+
+KNOWN: dict[int, Attend] = {
+    SDPBackend.FLASH_ATTENTION.value: _flash,
+    SDPBackend.EFFICIENT_ATTENTION.value: _efficient,
+    SDPBackend.CUDNN_ATTENTION.value: _cudnn,
+}
+
+
+def chosen(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Attend | None:
+    """What torch's own attention would run for these; None where that gives no log-sum-exp, or needs padded heads."""
+    if not q.is_cuda or q.shape[-1] % VECTOR:
+        return None
+    return KNOWN.get(torch._fused_sdp_choice(q, k, v, scale=scale))
+
+
+def attention_with_lse(q: Tensor, k: Tensor, v: Tensor, scale: float, attend: Attend) -> tuple[Tensor, Tensor]:
+    """Attention, and the log-sum-exp of each row of its logits.
 
     Args:
-        q, k, v: (B, H, N, D), on a CPU or a GPU; D a multiple of 8 on a GPU.
-        bias: (B, 1, 1, N) in the dtype of q, or None; minus infinity for tokens that are not attended to.
+        q, k, v: (B, H, N, D) on a GPU.
         scale: of the logits.
+        attend: from ``chosen``.
 
     Returns:
-        output (B, H, N, D) in the dtype of v, and lse (B, H, N) float32.
+        (B, H, N, D) in the dtype of v, the heads side by side in memory, and (B, H, N) float32.
     """
-    # column_sums adds the same bias again: were it rounded here alone, the sums would be off by as much
-    assert bias is None or bias.dtype == q.dtype
-    if not q.is_cuda:
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)
-        return out, lse
-    mask = None if bias is None else _aligned(bias, q, k.shape[2])
-    out, lse, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, mask, True, scale=scale)
-    return out, lse[:, :, : q.shape[2]]  # the kernel pads the rows to a multiple of 32
+    batch, heads, tokens, _ = q.shape
+    out, lse, *_ = attend(q, k, v, scale)
+    side_by_side = out.transpose(1, 2).contiguous().transpose(1, 2)  # as it is where q comes from one projection
+    return side_by_side, lse.reshape(batch, heads, -1)[..., :tokens]  # some pad the rows, some add a dimension

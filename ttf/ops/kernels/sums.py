@@ -10,16 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ttf.ops.kernels.tiles import dot, on_device, widened
+from ttf.ops.kernels import LARGEST_HEAD
+from ttf.ops.kernels.tiles import OTHER_KEYS, SUMS, dot, head_key, on_device, padded, precision, widened
 
-LARGEST_HEAD = 128
 
-
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "n", "first_row", "bias_image", "lse_image", "lse_head"])
 def column_sums_kernel(
     out, q, k, bias, lse, heads, n, dim, first_row, scale,
     q_image, q_head, q_row, q_dim, k_image, k_head, k_row, k_dim, bias_image, bias_row, lse_image, lse_head, lse_row,
-    HAS_BIAS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, WIDEN: tl.constexpr,
+    HAS_BIAS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Sums over the queries of one head, for one block of keys. The names behind ``scale`` are strides."""
     blocks = tl.cdiv(n, KEYS)
@@ -39,15 +39,9 @@ def column_sums_kernel(
         queries = tl.load(query_at, mask=(i[:, None] < n) & (d[None, :] < dim), other=0.0)
         # rows behind the last one are exp(. - inf) = 0
         total = tl.load(lse + image * lse_image + head * lse_head + i * lse_row, mask=i < n, other=float("inf"))
-        products = dot(queries, keys, tl.zeros((QUERIES, KEYS), tl.float32), "ieee", WIDEN)
+        products = dot(queries, keys, tl.zeros((QUERIES, KEYS), tl.float32), PRECISION, WIDEN)
         acc += tl.exp(products * scale + added[None, :] - total[:, None])
     tl.store(out + pair.to(tl.int64) * n + j, tl.sum(acc, 0), mask=j < n)
-
-
-def _blocks(q: Tensor) -> tuple[int, int, int]:
-    """Queries and keys of a block, and D as a power of two. D = 72 or 80 takes 128: the rest is masked, not read."""
-    size = 32 if q.dtype == torch.float32 else 64
-    return size, size, max(16, triton.next_power_of_2(q.shape[-1]))
 
 
 def column_sums(q: Tensor, k: Tensor, bias: Tensor | None, lse: Tensor, scale: float, first_row: int = 0) -> Tensor:
@@ -64,24 +58,19 @@ def column_sums(q: Tensor, k: Tensor, bias: Tensor | None, lse: Tensor, scale: f
 
     Returns:
         (B, N) float32.
-
-    Raises:
-        ValueError: heads of more than 128 channels.
     """
     batch, heads, n, dim = q.shape
-    if dim > LARGEST_HEAD:
-        raise ValueError(
-            f"the kernel of column sums takes heads of up to {LARGEST_HEAD} channels, got {dim}: use backend('auto')"
-        )
+    assert dim <= LARGEST_HEAD
     assert k.shape == q.shape and k.dtype == q.dtype and lse.shape == q.shape[:3] and lse.dtype == torch.float32
     out = torch.empty(batch, heads, n, dtype=torch.float32, device=q.device)
-    queries, keys, padded = _blocks(q)
+    launch = SUMS.get(head_key(q), OTHER_KEYS)
     bias_strides = (0, 0) if bias is None else (bias.stride(0), bias.stride(3))
     strides = (*q.stride(), *k.stride(), *bias_strides, *lse.stride())
-    grid = (batch * heads * triton.cdiv(n, keys),)
+    grid = (batch * heads * triton.cdiv(n, launch.columns),)
     with on_device(q):
         column_sums_kernel[grid](
             out, q, k, out if bias is None else bias, lse, heads, n, dim, first_row, float(scale), *strides,
-            HAS_BIAS=bias is not None, QUERIES=queries, KEYS=keys, DIM=padded, WIDEN=widened(q),
+            HAS_BIAS=bias is not None, QUERIES=launch.rows, KEYS=launch.columns, DIM=padded(dim),
+            PRECISION=precision(q), WIDEN=widened(q), **launch.options,
         )  # fmt: skip
     return out.mean(dim=1)

@@ -1,9 +1,12 @@
-"""What the kernels share: one tile of a matrix product, of cosines, of gated logits; and where they are launched."""
+"""What the kernels share: products of tiles, precision, where they are launched; and the sizes of all tiles.
+
+How the sizes were found stands in docs/performance.md: ``scripts/operators.py device=cuda`` times others beside them.
+"""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import triton
@@ -13,11 +16,78 @@ from torch import Tensor
 from ttf.ops.kernels import INTERPRETED
 
 Precision = Literal["ieee", "tf32x3"]
+LOG2E = 1.4426950408889634
+LN2 = 0.6931471805599453
+
+
+class Launch(NamedTuple):
+    """How a kernel is launched.
+
+    Attributes:
+        rows, columns: of a tile of its answer (of the map, for attention).
+        depth: of the products that go into it; 0 where there are none.
+        warps, stages: of triton.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Triton's own."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+# By half precision or not.
+GRAM = {True: Launch(64, 64, 64, 4, 3), False: Launch(64, 64, 32, 4, 2)}
+DOWN = {True: Launch(64, 128, 64, 4, 3), False: Launch(64, 64, 32, 4, 2)}
+NOVELTY = Launch(16, 256, 0, 4, 2)
+RANKS = Launch(64, 128, 0, 4, 2)
+ASSIGN = Launch(16, 256, 0, 4, 2)
+# By half precision or not and by the padded number of channels of a head: a block of queries by one of keys.
+KEYS = {(True, 64): Launch(128, 64, 0, 4, 3), (True, 128): Launch(128, 64, 0, 8, 2)}
+SUMS = {(True, 64): Launch(64, 64, 0, 4, 3), (True, 128): Launch(64, 64, 0, 4, 2)}
+OTHER_KEYS = Launch(32, 32, 0, 4, 2)
+# The same, all keys in one tile of up to that many.
+WHOLE = {
+    (True, 64): Launch(64, 256, 0, 4, 2),
+    (True, 128): Launch(64, 256, 0, 8, 2),
+    (False, 64): Launch(32, 64, 0, 4, 2),
+}
+NO_WHOLE = Launch(32, 0, 0, 4, 2)
+
+
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether products of such numbers are exact in float32."""
+    return dtype in (torch.float16, torch.bfloat16)
+
+
+def padded(length: int, least: int = 16) -> int:
+    """The next power of two, at least 16: what a side of a tile has to be."""
+    return max(least, triton.next_power_of_2(length))
+
+
+def head_key(x: Tensor) -> tuple[bool, int]:
+    """How tables of attention name the heads (B, H, N, D) of x."""
+    return is_half(x.dtype), max(64, padded(x.shape[-1]))
+
+
+def precision(*parts: Tensor) -> Precision:
+    """Of products: of float32 numbers from three of tensor cores each, which keeps nearly all of their digits."""
+    return "ieee" if INTERPRETED or all(is_half(part.dtype) for part in parts) else "tf32x3"
 
 
 def on_device(x: Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current device, so make it that of x."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def rows_in_memory(x: Tensor) -> Tensor:
+    """x with its last dimension contiguous, as it is where it can be."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def widened(x: Tensor) -> bool:
@@ -35,37 +105,6 @@ def dot(a, b, acc, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
 
 
 @triton.jit
-def cosine_tile(
-    rows, row_count, columns, column_count, i, j, features,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Cosines of the unit vectors i of ``rows`` and j of ``columns``, clipped to [-1, 1]: (ROWS, COLUMNS) float32."""
-    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for start in range(0, features, FEATURES):
-        f = start + tl.arange(0, FEATURES)
-        inside = (i[:, None] < row_count) & (f[None, :] < features)
-        a = tl.load(rows + i[:, None] * features + f[None, :], mask=inside, other=0.0)
-        inside = (j[:, None] < column_count) & (f[None, :] < features)
-        b = tl.load(columns + j[:, None] * features + f[None, :], mask=inside, other=0.0)
-        acc = tl.dot(a, tl.trans(b), acc, input_precision=PRECISION)
-    return tl.minimum(tl.maximum(acc, -1.0), 1.0)
-
-
-@triton.jit
-def logit_tile(
-    chosen, units, index, image, i, j, m, n, features, kappa, tau,
-    MASKED: tl.constexpr, NEW: tl.constexpr, OLD: tl.constexpr, FEATURES: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Gated logits (Eq. 3 and the numerator of Eq. 5) of new tokens i and old tokens j: (NEW, OLD) float32.
-
-    Minus infinity where the gate is a mask and closed, and for i >= m. Both kernels that need logits call this with the
-    same tile, so that a cosine beside kappa falls on the same side in both.
-    """
-    cosines = cosine_tile(
-        chosen + image * m * features, m, units + image * n * features, n, i, j, features, NEW, OLD, FEATURES, PRECISION
-    )
-    own = tl.load(index + image * m + i, mask=i < m, other=-1)
-    cosines = tl.where(own[:, None] == j[None, :], 1.0, cosines)
-    closed = float("-inf") if MASKED else 0.0
-    logits = tl.where(cosines < kappa, closed, cosines * tau)
-    return tl.where(i[:, None] < m, logits, float("-inf"))
+def cosines(products, own, others):
+    """Products (R, K) of tokens as cosines, from the inverse norms of both (R) and (K), rounding clipped to [-1, 1]."""
+    return tl.minimum(tl.maximum(products * others[None, :] * own[:, None], -1.0), 1.0)
