@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from hydra import compose
@@ -109,6 +110,7 @@ def experiment(command: str, model: str | None = None) -> tuple[str, DictConfig,
     return name, chosen, reduction(chosen)
 
 
+@cache
 def _entry(command: str) -> Entry:
     name, chosen, options = experiment(command.replace(OPEN, "=1"))
     if options is None:

@@ -48,7 +48,8 @@ def side_by_side(cfg: DictConfig, todo: list[Timing], progress: Progress) -> Ite
     kept = [one for one in given if not one.startswith(("benchmark=", "jobs=", "minutes=", "force="))]
 
     def command(timing: Timing) -> list[str]:
-        listed = [f"benchmark={timing.cfg.benchmark}"] if cfg.table else []
+        name = timing.cfg.benchmark
+        listed = [f"benchmark={name}"] if name else []  # so that it composes no other
         return [sys.executable, "-m", "ttf", "benchmark", *kept, *listed, f"worker={timing.settings}"]
 
     yield from parallel.measured(todo, command, cfg.jobs, 60 * cfg.minutes, progress.console.print)

@@ -16,7 +16,6 @@ from ttf.config_store import CONFIGS
 
 if TYPE_CHECKING:
     from ttf.results import costs
-from ttf.tasks.options import pick_device, pick_dtype
 
 
 def cells(rows: list[costs.Row]) -> list[list[str]]:
@@ -28,6 +27,11 @@ def cells(rows: list[costs.Row]) -> list[list[str]]:
 
 def tried(cfg: DictConfig) -> None:
     """Other tiles on a GPU, to a file beside the other one."""
+    from ttf.bench.tiles import is_half, tiles
+    from ttf.measure.provenance import provenance
+    from ttf.report.costs import published
+    from ttf.tasks.options import pick_device, pick_dtype
+
     device, dtype = pick_device(cfg.device), pick_dtype(cfg.dtype)
     if not is_half(dtype):
         raise ValueError("tiles are found in half precision: set dtype=bfloat16 or float16")
@@ -46,7 +50,6 @@ def main(cfg: DictConfig) -> None:
     import torch  # after the settings are checked
 
     from ttf.bench.operators import operators
-from ttf.bench.tiles import is_half, tiles
     from ttf.measure.provenance import provenance
     from ttf.report.costs import published
     from ttf.results import costs
