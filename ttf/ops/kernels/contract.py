@@ -212,6 +212,21 @@ def _free_of(cosines: Tensor, kappa: float) -> float:
 Case = Attention | Transform
 
 
+# tokens, channels, keep, isolated, prefix, tau, gate, redundancy, kind
+LAYERS: tuple[tuple[int, int, int, int, int, float, Gate, bool, Kind], ...] = (
+    (1, 8, 1, 0, 0, 150.0, "zero", True, "random"),
+    (2, 20, 2, 0, 1, 5.0, "mask", True, "random"),
+    (9, 20, 3, 1, 1, 150.0, "zero", True, "equal"),
+    (17, 40, 9, 2, 2, 5.0, "zero", False, "copies"),
+    (34, 40, 20, 0, 5, 150.0, "mask", True, "copies"),
+    (66, 24, 66, 5, 5, 30.0, "zero", True, "random"),
+    (65, 48, 6, 3, 5, 150.0, "zero", True, "padded"),
+    (130, 320, 91, 1, 1, 0.5, "mask", False, "random"),
+    (64, 16, 33, 0, 0, 500.0, "zero", True, "equal"),
+    (18, 40, 12, 1, 1, 150.0, "mask", True, "padded"),
+)
+
+
 def few(dtype: torch.dtype) -> list[Case]:
     """One case for every kernel, and for each of the ways it is compiled in by default."""
     return [
@@ -248,18 +263,7 @@ def many(dtype: torch.dtype) -> list[Case]:
         Transform(
             tokens, channels, dtype, keep, isolated, prefix, tau, gate, redundancy, massive=tokens % 2 == 0, kind=kind
         )
-        for tokens, channels, keep, isolated, prefix, tau, gate, redundancy, kind in (
-            (1, 8, 1, 0, 0, 150.0, "zero", True, "random"),
-            (2, 20, 2, 0, 1, 5.0, "mask", True, "random"),
-            (9, 20, 3, 1, 1, 150.0, "zero", True, "equal"),
-            (17, 40, 9, 2, 2, 5.0, "zero", False, "copies"),
-            (34, 40, 20, 0, 5, 150.0, "mask", True, "copies"),
-            (66, 24, 66, 5, 5, 30.0, "zero", True, "random"),
-            (65, 48, 6, 3, 5, 150.0, "zero", True, "padded"),
-            (130, 320, 91, 1, 1, 0.5, "mask", False, "random"),
-            (64, 16, 33, 0, 0, 500.0, "zero", True, "equal"),
-            (18, 40, 12, 1, 1, 150.0, "mask", True, "padded"),
-        )
+        for tokens, channels, keep, isolated, prefix, tau, gate, redundancy, kind in LAYERS
     ]
     return [*few(dtype), *attention, *transform]
 
