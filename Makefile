@@ -80,8 +80,6 @@ speed: setup ## all benchmarks of configs/tables/speed.yaml on this machine, wit
 	$(PY) scripts/figure.py figure=speed_tokens
 
 GPU = PYTHONPATH=. PYTHONUNBUFFERED=1 $(if $(wildcard $(PY)),$(PY),python3)
-
-.PHONY: speed-gpu
 speed-gpu: ## the contract of the kernels on this GPU, then its benchmarks: under 8 minutes, and goes on where it stopped
 	$(GPU) scripts/contract.py jobs=8 || echo "The rows say which operators ran."
 	$(GPU) scripts/benchmark.py table=speed_gpu jobs=12 minutes=5 $(OPTIONS)
