@@ -90,10 +90,11 @@ class TokenTransform(Method):
     @property
     def unread(self) -> tuple[str, ...]:
         gated = ("kappa", "gate") if self.similarity == "euclidean" else ()  # distances have no gate in the softmax
+        unscored = self.selection == "pool" and self.weights == "sizes"
         return (
             *(gated if self.normalise else ("tau", "gate")),  # without the softmax of Eq. 5 kappa alone is left of it
-            *(("score_rows",) if self.selection == "pool" and self.weights == "sizes" else ()),
-            *(("score_step",) if self.selection == "pool" or self.score_rows == "class" else ()),
+            *(("score_rows",) if unscored else ()),
+            *(("score_step",) if unscored or self.score_rows == "class" else ()),
         )
 
     @property
