@@ -19,6 +19,7 @@ it, in triton's interpreter for the tests, on a card before the kernels are trus
   are informative, unless two scores are as close as c times the higher one; of equal scores the first token's counts as
   the higher.
 
+In the interpreter bfloat16 is allowed twice its rounding: there numbers are cut off, not rounded.
 A cosine nearer than c to the gate kappa may fall on either side of it, as in any float32 operator. Norms of tokens must
 lie between 1e-18 and 1e18. No kernel uses atomics: two runs on one machine give the same bits.
 """
