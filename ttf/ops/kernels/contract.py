@@ -21,6 +21,7 @@ from ttf.ops.transform import Gate, assign, mark_own, novelty, similarity
 # of weights and answer, once each; the interpreter cuts bfloat16 off where a card rounds, which is twice as far
 ROUNDED = {torch.float16: 1e-3, torch.bfloat16: 16e-3 if INTERPRETED else 8e-3}
 COSINE = 3e-7
+SMALLEST = 1e-30
 EXACT = 64  # features; beyond, tensor cores add to the error of a cosine
 Kind = Literal["random", "equal", "copies", "padded"]
 
@@ -43,7 +44,7 @@ class Outcome:
 
 
 def _largest(error: Tensor, allowed: Tensor | float) -> float:
-    shares = (error / allowed).flatten()
+    shares = (error / (allowed + SMALLEST)).flatten()  # of nothing but zeros no error is allowed, and there is none
     return float(shares.max()) if len(shares) else 0.0
 
 
@@ -97,7 +98,7 @@ class Attention:
     def _sums(sums: Tensor, expected: Tensor, relative: float) -> float:
         """Padding has the sum 0 exactly."""
         error = (sums.double() - expected).abs()
-        return _largest(error, relative * expected + 1e-30)
+        return _largest(error, relative * expected)
 
 
 @dataclass(frozen=True)
