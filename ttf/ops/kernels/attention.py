@@ -125,7 +125,8 @@ def _arguments(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[tu
     row = q.shape[1] * q.shape[3]  # of the answer, its heads side by side
     if bias is None:
         return (*parts, parts[0]), (*strides, row, 0)
-    return (*parts, rows_in_memory(bias)), (*strides, row, bias.stride(0))
+    bias = rows_in_memory(bias)
+    return (*parts, bias), (*strides, row, bias.stride(0))
 
 
 def _with_keys_in_blocks(
