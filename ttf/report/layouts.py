@@ -36,7 +36,7 @@ def _ablation(spec: Any, rows: Sequence[Measured], options: Options) -> list[Pat
 
 
 def _models(spec: Any, rows: Sequence[Measured], options: Options) -> list[Path]:
-    costs = _costs(spec, options)
+    costs = [*_costs(spec, options), *read(options.results / "speed" / "gpu.csv")]  # of make speed-gpu
     return [_table(spec, options, *paper_tables.sections(spec, costs, rows, options.missing, options.advice))]
 
 

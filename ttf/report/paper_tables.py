@@ -153,8 +153,9 @@ def _speed_up(row: Row | None) -> str:
 
 
 def place(row: Row) -> str:
-    """Device, dtype and mode of a row of costs: the heading of its column."""
-    return f"{row['device']}, {row['dtype']}, {row['mode']}"
+    """Device, dtype, mode and form of the patch embedding of a row of costs: the heading of its column."""
+    parts = (row["device"], row["dtype"], row["mode"], row.get("layout"), row.get("patches"))
+    return ", ".join(part for part in parts if part)
 
 
 def table(lines: Sequence[PaperLine]) -> Cells:

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.made_up_rows import base, cls, table
 from ttf import experiments
 from ttf.experiments import Table
-from ttf.report import paper_tables
+from ttf.report import Options, paper_tables, render
 from ttf.report.paper_tables import PaperLine
 from ttf.results import costs as files
 
@@ -80,6 +80,17 @@ def test_costs_beside_the_paper(printed: Table, costs: list[files.Row]) -> None:
     assert (base["here [95 %]"], peer["here [95 %]"], ours["here [95 %]"]) == ("no t/m_none", "", "no t/m_ours")
     assert peer["here (tokens alone)"] == peer["decimal"] == ""
     assert "verdict" not in base  # nothing was measured: no empty column
+
+
+def test_speed_of_a_gpu_stands_beside_that_of_the_cpu(printed: Table, costs: list[files.Row], tmp_path: Path) -> None:
+    (tmp_path / "speed").mkdir()
+    form = {"layout": "channels_last", "patches": "linear"}
+    files.write(costs[:2], tmp_path / "speed" / "t.csv")
+    files.write([one | form for one in costs[2:]], tmp_path / "speed" / "gpu.csv")
+    (path,) = render(printed, [], Options(tmp_path, missing=lambda name: "", show=False))
+    text = path.read_text()
+    assert "speed-up: cpu, float32, eager |" in text
+    assert "speed-up: gpu, float32, eager, channels_last, linear |" in text
 
 
 @pytest.mark.parametrize(
