@@ -17,6 +17,8 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 
+import torch
+
 from ttf.bench.timing import Timing
 from ttf.results.costs import Row
 
@@ -48,7 +50,8 @@ class Worker:
 
     def __init__(self, timing: Timing, command: Sequence[str], events: SimpleQueue[Event]) -> None:
         self.timing, self.said = timing, deque[str](maxlen=LINES)
-        threads = {"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "2"}
+        count = 2 if torch.cuda.is_available() else torch.get_num_threads()  # which is part of what a CPU is called
+        threads = {"OMP_NUM_THREADS": str(count), "TORCHINDUCTOR_COMPILE_THREADS": "2"}
         self._process = subprocess.Popen(
             command,
             env={**os.environ, **threads},
