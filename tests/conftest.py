@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,16 +22,27 @@ TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 12, "num_head
 SLOW = ("mini", "real", "test_sweep.py", "test_eval_processes.py", "test_mistakes.py", "test_training_processes.py")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long come first on each of two workers, which begin at the first and at the middle test."""
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: tests of processes wait now and then."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files that take long come first on each worker; the first of n gets the first n-th of the tests, and so on."""
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
     slow = [file for file in files if any(part in SLOW for part in file.parts)]
     quick = [item for file in files if file not in slow for item in files[file]]
-    first, second = ([item for file in slow[start::2] for item in files[file]] for start in (0, 1))
-    room = max(0, (len(items) + 1) // 2 - len(first))
-    items[:] = [*first, *quick[:room], *second, *quick[room:]]
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    room, left = [], len(items)
+    for worker in range(workers):
+        own = [item for file in slow[worker::workers] for item in files[file]]
+        more = max(0, left // (workers - worker) - len(own))
+        room += [*own, *quick[:more]]
+        quick, left = quick[more:], len(items) - len(room)
+    items[:] = [*room, *quick]
 
 
 @pytest.fixture(autouse=True)
