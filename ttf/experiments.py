@@ -234,7 +234,8 @@ def parsed(override: str) -> tuple[str, Any]:
 
 
 @cache
-def _groups_composed(groups: tuple[str, ...]) -> DictConfig:
+def of_groups(groups: tuple[str, ...]) -> DictConfig:
+    """The config of ``ttf eval`` with choices of groups, as "model=vit_mini"; shared: copy it before a change."""
     from hydra.core.global_hydra import GlobalHydra
 
     if GlobalHydra.instance().is_initialized():
@@ -259,7 +260,7 @@ def composed(run: Planned, further: Sequence[str] = ()) -> DictConfig:
     values = {"name": row.name, "title": row.title, **row.overrides}
     values |= dict(map(parsed, (*run.overrides, *further)))
     groups = tuple(f"{key}={value}" for key, value in sorted(values.items()) if key in GROUPS)
-    config = copy.deepcopy(_groups_composed(groups))
+    config = copy.deepcopy(of_groups(groups))
     for key, value in values.items():
         if key not in GROUPS:
             OmegaConf.update(config, key, value)

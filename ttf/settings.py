@@ -200,17 +200,26 @@ class Rows(Command):
     compare: bool = False
 
 
+@dataclass(frozen=True)
+class App(Command):
+    """Of ``configs/app.yaml``."""
+
+    host: str = "127.0.0.1"
+    port: int = number(7860, "a port from 0 to 65535", low=0, high=65535)
+    models: Sequence[str] | None = listed()
+    device: str = "auto"
+
+
 COMMANDS: dict[str, type[Command]] = {
     "eval": Evaluation,
     "benchmark": Benchmark,
-    "visualize": Picture,
-    "masks": Picture,
     "matrices": Matrices,
-    "roofline": Costs,
-    "operators": Costs,
     "demo": Demo,
     "search": Search,
     "finetune": Finetune,
+    "app": App,
+    **dict.fromkeys(("visualize", "masks"), Picture),
+    **dict.fromkeys(("roofline", "operators"), Costs),
     **dict.fromkeys(("sweep", "table", "figure", "report"), Rows),
 }
 

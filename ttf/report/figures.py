@@ -75,7 +75,7 @@ def _tokens(layer: LayerTrace, sample: int) -> Tensor:
     return (layer.sizes[sample, layer.prefix :] > 0).nonzero()[:, 0] + layer.prefix
 
 
-def _kept(image: np.ndarray, layer: LayerTrace, sample: int) -> np.ndarray:
+def dimmed(image: np.ndarray, layer: LayerTrace, sample: int) -> np.ndarray:
     """The image with all but the informative tokens dimmed."""
     bright = np.full(layer.grid[0] * layer.grid[1], DIM)
     patches = layer.origin[sample, _tokens(layer, sample)] - layer.prefix
@@ -205,7 +205,7 @@ def _row(panels: Sequence[Axes], image: np.ndarray, layers: Sequence[LayerTrace]
     _show(panels[0], image, "image\n")
     for panel, layer in zip(panels[1:], layers, strict=False):
         kept = len(_tokens(layer, sample))
-        _show(panel, _kept(image, layer, sample), f"after block {layer.block}:\n{kept} tokens")
+        _show(panel, dimmed(image, layer, sample), f"after block {layer.block}:\n{kept} tokens")
     _division(panels[1 + len(layers)], image, divided, last, patch)
     heats = panels[2 + len(layers) :]
     rows = sharing_rows(divided, last, sample)
