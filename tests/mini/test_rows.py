@@ -204,3 +204,18 @@ def test_a_row_may_belong_to_several_experiments(evaluate):
 def test_an_uncompressed_row_knows_no_schedule(evaluate):
     config = evaluate("method=none", "schedule=remove_per_block")["config"]
     assert config["method"] is None and config["schedule"] is None and config["recover"] is None
+
+
+def test_images_behind_the_first_ones_are_taken_from_a_row_of_all(evaluate, monkeypatch):
+    few = ("task.data.scenes.length=24", "limit=null", "ratio=0.5")
+    whole = evaluate(*few)
+    alone = evaluate(*few, "skip=10", "force=true")
+    measured = []
+    monkeypatch.setattr(run_module.Run, "measure", lambda self, *given: measured.append(1))
+    part = evaluate(*few, "skip=10")  # has finished
+    assert part["id"] == alone["id"] != whole["id"] and part["images"] == 14 and not measured
+    monkeypatch.setattr(run_module, "_finished", lambda *_: None)
+    taken = evaluate(*few, "skip=10")
+    assert taken["part_of"] == whole["id"] and taken["id"] == alone["id"] and not measured
+    for name, metric in alone["metrics"].items():
+        assert taken["metrics"][name]["value"] == pytest.approx(metric["value"], rel=1e-3, abs=1e-7)

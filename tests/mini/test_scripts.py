@@ -147,3 +147,21 @@ def test_a_picture_of_methods_that_name_no_tokens(tmp_path, method):
     done = script("visualize", tmp_path, f"method={method}", "limit=2", f"figure={figure}")
     assert done.returncode == 0, done.stderr
     assert figure.read_bytes().startswith(PNG)
+
+
+def test_a_searched_schedule_is_better_than_equal_cuts_on_other_scenes(tmp_path):
+    out = tmp_path / "found.yaml"
+    told = ["budget=0.6", "images=64", "evaluations=14", "batch_size=16", f"out={out}"]
+    done = script("search", tmp_path, *told)
+    assert done.returncode == 0 and "skip=64" in done.stdout, done.stderr
+    written = out.read_text()
+    assert str(tmp_path) not in written and "command: ttf search budget=0.6" in written
+    others = ["skip=64", "limit=128", "throughput.batch_size=0"]
+    errors = []
+    for how in (["schedule=searched", f"schedule.file={out}"], ["budget=0.6"]):
+        row = tmp_path / "row.json"
+        assert script("eval", tmp_path, *others, *how, f"out={row}", "force=true").returncode == 0
+        found = json.loads(row.read_text())
+        assert found["images"] == 128 and found["gmacs"] < 0.21
+        errors.append(found["metrics"]["class_token_error"]["value"])
+    assert errors[0] < errors[1]

@@ -35,7 +35,11 @@ def searched(cfg: DictConfig) -> str:
         memory=cfg.memory,
         start=cfg.start or (),
         out=Path(cfg.out),
-        provenance={"model": cfg.model.name, "command": " ".join(["python scripts/search.py", *overrides()])},
+        provenance={
+            "model": cfg.model.name,
+            "command": _command(),
+            "start": [Path(one).name for one in cfg.start or ()],
+        },
     )
     found = search(
         model.to(run.device, run.dtype), images, cfg.budget, objective=cfg.objective, settings=how, **options
@@ -43,6 +47,11 @@ def searched(cfg: DictConfig) -> str:
     return _said(found.counts, Path(cfg.out), cfg)
 
 
+def _command() -> str:
+    """The command, without places on this machine."""
+    return " ".join(["ttf search", *(one for one in overrides() if not one.startswith("start="))])
+
+
 def _said(counts: tuple[int, ...], path: Path, cfg: DictConfig) -> str:
     again = f"model={cfg.model.name} schedule=searched schedule.file={path} skip={cfg.skip + cfg.images}"
-    return f"{path}: {', '.join(map(str, counts))} patch tokens\non other images: python scripts/eval.py {again}"
+    return f"{path}: {', '.join(map(str, counts))} patch tokens\non other images: ttf eval {again}"

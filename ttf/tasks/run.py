@@ -30,6 +30,7 @@ from ttf.tasks.availability import check_fetched, trained_weights
 from ttf.tasks.classification import Classification
 from ttf.tasks.identity import baseline_of, key_of, settings
 from ttf.tasks.options import check_pair, how_far, make_task, pick_device, pick_dtype, reduction
+from ttf.tasks.parts import part_of
 
 COUNTED_IMAGES = 16  # where the number of tokens depends on the image, GMACs are a mean over so many
 
@@ -251,13 +252,19 @@ def execute(cfg: DictConfig, given: Sequence[str] | None = None) -> Row | None:
     names = names_of(cfg, given)
     config = run.config()
     name = signature(config)
-    row = None if cfg.force else processes.agreed(_finished(name, Rows(cfg.paths.rows, cfg.paths.runs)))
+    rows = Rows(cfg.paths.rows, cfg.paths.runs)
+    row = None if cfg.force else processes.agreed(_finished(name, rows))
     if row is not None:
         print(f"{name} has finished before (force=true runs it again)", file=sys.stderr)
         return store.note_experiments(row, names)
     if not processes.is_main():
         run.measure(config, names, given)
         return None
+    part = None if cfg.force or processes.count() > 1 else part_of(run.task, config, names, rows)
+    if part is not None:
+        store.begin(name, config)
+        store.finish(name, *part)
+        return part[0]
     store.begin(name, config)
     try:
         row = run.measure(config, names, given)
