@@ -206,8 +206,9 @@ def test_an_uncompressed_row_knows_no_schedule(evaluate):
     assert config["method"] is None and config["schedule"] is None and config["recover"] is None
 
 
-def test_images_behind_the_first_ones_are_taken_from_a_row_of_all(evaluate, monkeypatch):
-    few = ("task.data.scenes.length=24", "limit=null", "ratio=0.5")
+@pytest.mark.parametrize("how", ["ratio=0.5", "method=none"])
+def test_images_behind_the_first_ones_are_taken_from_a_row_of_all(how, evaluate, monkeypatch):
+    few = ("task.data.scenes.length=24", "limit=null", how)
     whole = evaluate(*few)
     alone = evaluate(*few, "skip=10", "force=true")
     measured = []

@@ -32,7 +32,7 @@ def part_of(task: Task, config: Row, names: list[Row], rows: Rows) -> tuple[Row,
     whole = next((row for row in rows if row["id"] == name and not row["bad_images"]), None)
     if whole is None:
         return None
-    outcomes = {key: values[skip:].contiguous() for key, values in rows.outcomes(whole).items()}
+    outcomes = {key: values[skip:].clone() for key, values in rows.outcomes(whole).items()}
     kept = {key: value for key, value in whole.items() if key not in ("outcomes", "experiments")}
     own = {
         "id": signature(config),
