@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -63,7 +64,16 @@ def _stage() -> None:
 def main() -> int:
     """Exit status of MkDocs."""
     _stage()
-    return subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"], cwd=ROOT).returncode
+    quiet = {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict"],
+        cwd=ROOT,
+        env={**os.environ, **quiet},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    print("".join(line for line in done.stderr.splitlines(keepends=True) if not line.startswith("INFO")), end="")
+    return done.returncode
 
 
 if __name__ == "__main__":
