@@ -91,7 +91,12 @@ def test_the_demo(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "table.md").read_text()
-    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| uncompressed", "| paper", "| default"]
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [
+        "| uncompressed",
+        "| literal equations",
+        "| default",
+    ]
+    assert "vit_mini, literal equations, ratio 0.7" in done.stdout and "vit_mini, default, ratio" in done.stdout
     assert (tmp_path / "tokens.png").read_bytes().startswith(PNG)
 
 

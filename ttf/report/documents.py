@@ -3,8 +3,9 @@
 A number: ``<!--= kl readings/default deit_ti -->0.0255<!--/-->``. A table: ``<!-- table NAME -->``, its lines,
 ``<!-- end -->``, with NAME in ``docs/report.yaml``. What can stand for a number:
 
-* ``METRIC EXPERIMENT MODEL [KEY=VALUE ...]``: of a row; METRIC is one of its task's, ``gmacs``, or ``share`` (percent
-  of the uncompressed GMACs). ``METRIC+ci`` has the interval, ``lost:METRIC`` what is lost to the uncompressed model.
+* ``METRIC EXPERIMENT MODEL [KEY=VALUE ...]``: of a row; METRIC is one of its task's, ``headline`` (that of its task),
+  ``gmacs``, or ``share`` (percent of the uncompressed GMACs). ``METRIC+ci`` has the interval, ``lost:METRIC`` what is
+  lost to the uncompressed model.
 * ``FILE.csv COLUMN [KEY=VALUE ...]``: of the one line of ``results/speed/FILE.csv`` in which KEY is VALUE, or, in
   words, begins with it.
 * two of these with ``over`` between them: their ratio.
@@ -23,7 +24,7 @@ from typing import Any
 import yaml
 
 from ttf.data.files import atomic_write
-from ttf.metrics import Estimate, named
+from ttf.metrics import Estimate, headline, named
 from ttf.report.tables import markdown
 from ttf.results.costs import read as read_costs
 from ttf.results.measured import Measured, of_experiments, uncompressed
@@ -86,7 +87,8 @@ class Numbers:
         found = {m.row["id"]: m for _, m in pairs if m.model == model and self._fits(m, experiment, wanted)}
         if len(found) != 1:
             raise ValueError(f"{len(found)} rows fit {' '.join(words)!r}: say which by KEY=VALUE")
-        return what, next(iter(found.values()))
+        m = next(iter(found.values()))
+        return what.replace("headline", headline(m.task).name), m
 
     def _fits(self, m: Measured, experiment: str, wanted: set[str]) -> bool:
         names = [set(one["overrides"]) for one in m.experiments if one["name"] == experiment]
@@ -173,7 +175,7 @@ def rewrite(root: Path, numbers: Numbers, only_compare: bool = False) -> list[st
     """
     tables = yaml.safe_load((root / "docs" / "report.yaml").read_text())
     changed = []
-    for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+    for path in (root / "README.md", *sorted((root / "docs").rglob("*.md"))):
         old = path.read_text()
         new = written(old, numbers, tables, path.name)
         if new != old:

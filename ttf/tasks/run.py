@@ -172,7 +172,7 @@ class Run:
         return self.cfg.title or (self.cfg.method.get("method") or "method")
 
     def _words(self) -> str:
-        return f"{self.cfg.model.name}, {self.cfg.name or self.cfg.method.get('method')}, {how_far(self.cfg)}"
+        return f"{self.cfg.model.name}, {self.cfg.name or self._title()}, {how_far(self.cfg)}"
 
     def _costs(self, model: nn.Module) -> Row:
         samples = self._samples(model)
