@@ -14,6 +14,8 @@ KNOWN: dict[str, tuple[str, str, Any]] = {
     "uncompressed": ("black", "*", "-"),
     "ours (default)": ("black", "o", "-"),
     "ours (default), late blocks": ("black", "s", "--"),
+    "ours (searched)": ("#009E73", "D", "-"),
+    "ours (searched), means by attention": ("#009E73", "^", "--"),
     "ours (default), back by W transposed": ("0.5", "v", "--"),
     "ours (literal)": ("#CC79A7", "P", ":"),
     "ours (literal), back on the masks": ("#882255", "D", "-."),

@@ -15,7 +15,7 @@ from ttf.metrics.outcomes import select
 from ttf.results.rows import Rows
 from ttf.results.store import Row
 
-COMPARABLE = ("task", "data_set", "data", "limit", "seed", "dtype")
+COMPARABLE = ("task", "data_set", "data", "limit", "skip", "seed", "dtype")
 
 
 @dataclass(frozen=True)
