@@ -129,7 +129,7 @@ class Search(Evaluation):
     images: int = count(128, "a number of images", least=8)
     evaluations: int = count(200, "a number of schedules")
     patience: int | None = count(None, "a number of schedules")
-    objective: Literal["kl", "error"] = "kl"
+    compare: Literal["kl", "error"] = "kl"
     start: Sequence[str] | None = listed()
     memory: int = count(512, "MiB that are kept of former runs")
 

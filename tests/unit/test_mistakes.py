@@ -104,7 +104,7 @@ OTHERS = {
     "search budget=0.6 images=4": "error: images is a number of images, at least 8, got 4",
     "search budget=0.6 blocks=[3]": "error: blocks would have no effect: no such setting is read by this command",
     "search budget=0.6 method=none": "error: budget would have no effect: none reads none of these",
-    "search budget=0.6 objective=top1": "error: objective must be one of kl, error, got 'top1'",
+    "search budget=0.6 compare=top1": "error: compare must be one of kl, error, got 'top1'",
     "search budget=0.6 out=schedule.txt": "error: out is the file of a schedule and ends in .yaml, got 'schedule.txt'",
     "matrices budget=0.5": "error: budget would have no effect: ",
     "report compare=maybe": "error: compare must be true or false, got 'maybe'",

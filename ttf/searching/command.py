@@ -41,9 +41,7 @@ def searched(cfg: DictConfig) -> str:
             "start": [Path(one).name for one in cfg.start or ()],
         },
     )
-    found = search(
-        model.to(run.device, run.dtype), images, cfg.budget, objective=cfg.objective, settings=how, **options
-    )
+    found = search(model.to(run.device, run.dtype), images, cfg.budget, objective=cfg.compare, settings=how, **options)
     return _said(found.counts, Path(cfg.out), cfg)
 
 
