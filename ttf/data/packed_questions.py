@@ -1,6 +1,8 @@
 """Many questions about one scene behind one copy of its image tokens: what a language model is trained on.
 
-A question sees the image and itself alone, so the answers are those of separate prompts.
+A question sees the image and itself alone, so the answers are those of separate prompts. In training the positions of
+an image's tokens are squeezed into a random number of places, and questions begin behind them: a language model that
+had read nothing but whole images would know a question's words by their position, and fail behind a shorter image.
 Shapes: T ids of an item (a fixed number), n patches of the image, C channels of the tower.
 """
 
@@ -20,6 +22,7 @@ from ttf.data.scenes import compose_apart
 
 IGNORED = -100
 AT_ONCE = 16  # scenes that the tower reads together
+FEWEST = 8  # places that the tokens of an image are squeezed into
 EXIST = 0  # of KINDS: its questions are of the splits of POPE
 Stage = Mapping[str, Any]
 
@@ -54,8 +57,8 @@ class _Pack:
         self.labels, self.kinds = [IGNORED] * self.start, [-1] * self.start
         self.positions, self.segments = list(range(self.start)), [0] * self.start
 
-    def add(self, behind: Tensor, answer: Tensor, kind: int, patches: int) -> bool:
-        """Take on a question and its answer; False where there is no room."""
+    def add(self, behind: Tensor, answer: Tensor, kind: int, places: int) -> bool:
+        """Take on a question, ``places`` behind the start, and its answer; False where there is no room."""
         ids = [*behind.tolist(), *answer.tolist()]
         if len(ids) - 1 > self.room:
             return False
@@ -65,7 +68,7 @@ class _Pack:
         self.ids += ids[:-1]
         self.labels += [*[IGNORED] * asked, *ids[asked + 1 :]]
         self.kinds += [*[-1] * asked, *[kind] * len(answer)]
-        self.positions += range(self.start + patches, self.start + patches + len(ids) - 1)
+        self.positions += range(self.start + places, self.start + places + len(ids) - 1)
         self.segments += [self.count] * (len(ids) - 1)
         return True
 
@@ -140,16 +143,17 @@ class PackedQuestions(Dataset[tuple[Tensor, ...]]):
 
     def _drawn(self, pack: _Pack, things: Digits, weights: np.ndarray, patches: int) -> None:
         rng = np.random.default_rng(np.random.randint(2**31))  # the global one is seeded by (epoch, item)
+        places = int(rng.integers(min(FEWEST, patches), patches + 1))
         while True:
             kind = int(rng.choice(len(KINDS), p=weights))
             drawn = ask(things, KINDS[kind], rng)
-            if drawn is not None and not self._add(pack, *drawn, kind, patches):
+            if drawn is not None and not self._add(pack, *drawn, kind, places):
                 return
             if drawn is None and weights[kind] == 1:
                 return
 
-    def _add(self, pack: _Pack, text: str, answer: str, kind: int, patches: int) -> bool:
-        return pack.add(self.reader.pieces(text)[1], self.reader.answer_ids(answer), kind, patches)
+    def _add(self, pack: _Pack, text: str, answer: str, kind: int, places: int) -> bool:
+        return pack.add(self.reader.pieces(text)[1], self.reader.answer_ids(answer), kind, places)
 
     def __getitem__(self, item: int) -> tuple[Tensor, ...]:
         if not 0 <= item < self.length:

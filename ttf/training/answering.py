@@ -74,8 +74,9 @@ class Packed:
         embedded, features = self.language.get_input_embeddings()(ids), self.projector(tokens)
         start, patches = int((segments[0] == 0).sum()), tokens.shape[1]
         whole = torch.cat((embedded[:, :start], features, embedded[:, start:]), dim=1)
-        places = torch.arange(start, start + patches, device=ids.device).expand(len(ids), patches)
-        places = torch.cat((positions[:, :start], places, positions[:, start:]), dim=1)
+        places = positions[:, start : start + 1] - start  # the first question begins behind those of the image
+        squeezed = start + torch.arange(patches, device=ids.device) * places // patches
+        places = torch.cat((positions[:, :start], squeezed, positions[:, start:]), dim=1)
         seen = torch.zeros_like(_mask(segments, start, patches), dtype=whole.dtype)
         seen = seen.masked_fill(~_mask(segments, start, patches), torch.finfo(whole.dtype).min)
         out = self.language(inputs_embeds=whole, attention_mask=seen, position_ids=places, use_cache=False)[0]

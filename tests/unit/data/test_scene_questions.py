@@ -99,6 +99,30 @@ def test_the_curriculum_chooses_the_kinds(model: Any):
     assert all(part.shape == other.shape for part, other in zip(early, late, strict=True))
 
 
+def test_questions_begin_at_varying_places_in_training_alone(model: Any):
+    """And the image's tokens are squeezed into the places before them."""
+    reader, start = ModelReader(model), len(model.pieces("")[0])
+    training = PackedQuestions("train", 8, curriculum=STAGES[1:], transform=reader)
+    begins = [int(training[item][5][start]) - start for item in range(8)]
+    assert len(set(begins)) > 4 and all(8 <= begin <= 144 for begin in begins)
+    assert int(PackedQuestions("test", 1, transform=reader)[0][5][start]) == start + 144
+
+
+def test_an_image_is_squeezed_into_the_places_before_the_questions(model: Any, monkeypatch: pytest.MonkeyPatch):
+    packed, seen = Packed(model), list[torch.Tensor]()
+    forward = packed.language.forward
+    monkeypatch.setattr(
+        packed.language, "forward", lambda **given: (seen.append(given["position_ids"]), forward(**given))[1]
+    )
+    item = PackedQuestions("test", 1, transform=ModelReader(model))[0]
+    tokens, _, ids, _, _, positions, segments = (part.unsqueeze(0) for part in item)
+    start = int((segments == 0).sum())
+    shifted = torch.where(segments > 0, positions - 108, positions)  # 36 places in place of 144
+    packed.hidden(tokens, ids, shifted, segments)
+    image = seen[0][0, start : start + 144]
+    assert image.tolist() == [start + patch // 4 for patch in range(144)]
+
+
 @pytest.mark.parametrize("stages", [[{"until": 1, "kinds": {"guess": 1}}], [{"until": 0.5, "kinds": {"read": 1}}]])
 def test_a_wrong_curriculum(stages: Any):
     with pytest.raises(ValueError, match="curriculum must reach until: 1 with kinds among exist"):
