@@ -162,15 +162,16 @@ class ViTDet(Detector):
     Args:
         num_classes: K.
         img_size: (height, width) that the position table is for, multiples of 16.
-        width, depth, heads: of the encoder. features: channels of the head.
+        width, depth, heads, mlp_ratio: of the encoder. features: channels of the head.
     """
 
     def __init__(
         self, num_classes: int = 3, img_size: Sequence[int] = (240, 320), width: int = 192, depth: int = 12,
-        heads: int = 3, features: int = 96, patch: int = PATCH, drop_path: float = 0.0,
+        heads: int = 3, features: int = 96, patch: int = PATCH, drop_path: float = 0.0, mlp_ratio: float = 4.0,
     ) -> None:  # fmt: skip
         super().__init__(num_classes, features, patch, img_size)
-        self.encoder = Encoder((img_size[0] // patch, img_size[1] // patch), width, depth, heads, drop_path, patch)
+        grid = (img_size[0] // patch, img_size[1] // patch)
+        self.encoder = Encoder(grid, width, depth, heads, drop_path, patch, mlp_ratio)
         del self.encoder.head  # a classifier that official files of Segmenter hold
         self.up = nn.ConvTranspose2d(width, features, patch // STRIDE, stride=patch // STRIDE)
         self.norm = nn.GroupNorm(8, features)

@@ -1,4 +1,4 @@
-"""The small models of the embedded scale: ``vit_mini`` in timm's own classes, a Segmenter and a DPT on its blocks."""
+"""The small models of the embedded scale: ``vit_mini`` in timm's own classes, and dense models on its blocks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from ttf.models.detector import ViTDet
 from ttf.models.dpt import DPT, Bounded
 from ttf.models.segmenter import Segmenter
 
@@ -60,13 +61,17 @@ def vit_mini(num_classes: int = 10, **kwargs) -> VisionTransformer:
     return model
 
 
+def _stem() -> Any:
+    """The stem of ``vit_mini`` for an encoder that takes images of any size."""
+    return ConvStem(img_size=96, patch_size=8, embed_dim=96, strict_img_size=False)
+
+
 def segmenter_mini(num_classes: int = 11) -> Segmenter:
     """A Segmenter on the encoder of ``vit_mini``: 96x96 images, 144 tokens, masks of the background and ten digits."""
     model = Segmenter(
         img_size=96, num_classes=num_classes, width=96, depth=12, heads=3, patch=8, mlp_ratio=3.0, decoder_depth=1
     )
-    stem: Any = ConvStem(img_size=96, patch_size=8, embed_dim=96, strict_img_size=False)
-    model.encoder.patch_embed = stem
+    model.encoder.patch_embed = _stem()
     return model
 
 
@@ -75,3 +80,10 @@ def dpt_mini() -> DPT:
     vit = vit_mini(num_classes=0)
     vit.norm = nn.Identity()  # taps are raw
     return DPT(vit, (2, 5, 8, 11), Bounded(), widths=(24, 48, 96, 96), features=32, img_size=(96, 96))
+
+
+def vitdet_mini(num_classes: int = 10) -> ViTDet:
+    """A detector on the blocks of ``vit_mini``: 96x96 images, 144 tokens, one level of stride 8."""
+    model = ViTDet(num_classes, (96, 96), width=96, depth=12, heads=3, features=48, patch=8, mlp_ratio=3.0)
+    model.encoder.patch_embed = _stem()
+    return model
