@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from ttf.report.figures import DIM, save
+from ttf.report.figures import dimmed, save
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -55,16 +55,6 @@ class Example:
     said: Mapping[str, Said]
 
 
-def _dimmed(image: Image.Image, left: np.ndarray | None) -> np.ndarray:
-    """The image with the patches that have no token of their own darkened."""
-    pixels = np.asarray(image.convert("RGB")) / 255
-    if left is None:
-        return pixels
-    rows = np.arange(pixels.shape[0]) * left.shape[0] // pixels.shape[0]
-    columns = np.arange(pixels.shape[1]) * left.shape[1] // pixels.shape[1]
-    return pixels * np.where(left[rows][:, columns], 1.0, DIM)[..., None]
-
-
 def _write(axes: Axes, lines: Sequence[tuple[str, str]]) -> None:
     """Lines of text in their colours, from the top."""
     axes.set_axis_off()
@@ -88,7 +78,8 @@ def figure(examples: Sequence[Example], path: Path) -> None:
         above, below = grid[2 * number : 2 * number + 2]
         said = [("image", None), *((f"{title}, {one.tokens} tokens", one.left) for title, one in example.said.items())]
         for axes, (title, left) in zip(above, said, strict=True):
-            axes.imshow(_dimmed(example.image, left), interpolation="nearest")
+            pixels = np.asarray(example.image.convert("RGB")) / 255
+            axes.imshow(dimmed(pixels, left), interpolation="nearest")
             axes.set_title(textwrap.fill(title, WIDTH), fontsize=8.5)
             axes.set_axis_off()
         _write(below[0], [(textwrap.shorten(text, WIDTH + 8), "black") for text in example.questions])

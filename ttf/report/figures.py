@@ -45,6 +45,16 @@ def _enlarge(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return cells[rows][:, columns]
 
 
+def dimmed(image: np.ndarray, left: np.ndarray | None) -> np.ndarray:
+    """An image (H, W, 3) with the patches that have no token of their own darkened.
+
+    Args:
+        image: in [0, 1].
+        left: (rows, columns) bool, patches whose tokens were left; None: all of them.
+    """
+    return image if left is None else image * _enlarge(np.where(left, 1.0, DIM), image.shape)[..., None]
+
+
 def _show(axes: Axes, image: np.ndarray, title: str) -> None:
     axes.imshow(image, interpolation="nearest")
     axes.set_title(title, fontsize=10)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ttf.data.depth import DepthSet
-from ttf.data.depth_protocol import ERRORS
+from ttf.data.depth_protocol import ERRORS, Protocol
 from ttf.data.reading import BadImageError
 from ttf.metrics.blocks import BLOCK
 from ttf.results.store import Row
@@ -48,12 +48,17 @@ class Depth(Task):
         how = known.pretrained_cfg
         self.resizing = replace(self.resizing, mean=tuple(how["mean"]), std=tuple(how["std"]))
         self.input_size = (3, self.resizing.height, self.resizing.width)
-        return {**asdict(self.resizing), "protocol": asdict(self._set.protocol)}
+        return {**asdict(self.resizing), "protocol": asdict(self.protocol)}
 
     @property
     def _set(self) -> DepthSet:
         found: Any = self.set
         return found
+
+    @property
+    def protocol(self) -> Protocol:
+        """Which pixels count."""
+        return self._set.protocol
 
     def images(self, positions: Sequence[int]) -> Tensor:
         """See ``Task.images``. Raises ``ValueError`` where they are of different sizes."""
@@ -77,7 +82,7 @@ class Depth(Task):
         if compression is not None:
             with compression():
                 ours = self.resizing.depth(model, image, size).cpu()
-        errors = self._set.protocol.errors(ours, truth)
+        errors = self.protocol.errors(ours, truth)
         if errors is None:
             raise BadImageError(self._set.name(index), "no depth was measured in it where depths count")
         found = dict(zip(ERRORS, errors, strict=True))

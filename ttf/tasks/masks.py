@@ -9,26 +9,11 @@ from omegaconf import DictConfig
 from torch import nn
 
 import ttf
-from ttf.bench.entries import experiment
 from ttf.models.weights import load_model
 from ttf.report.masks import Example
 from ttf.tasks.options import check_pair, make_task
+from ttf.tasks.pictures import ways
 from ttf.tasks.segmentation import Segmentation, label_map
-
-
-def ways(cfg: DictConfig) -> dict[str, dict[str, Any]]:
-    """Arguments of ``ttf.apply`` by title, of the experiments in ``cfg.ways``.
-
-    Raises:
-        ValueError: an experiment that compresses nothing, or needs images to calibrate on.
-    """
-    found = {}
-    for words in cfg.ways:
-        name, chosen, options = experiment(words, cfg.model.name)
-        if options is None or "calibrate" in options:
-            raise ValueError(f"experiment {name} has no masks of its own: choose one that compresses without images")
-        found[chosen.title or name] = options
-    return found
 
 
 def _example(task: Segmentation, model: nn.Module, position: int, methods: Mapping[str, dict[str, Any]]) -> Example:
