@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hydra import initialize_config_dir
 from omegaconf import DictConfig
+from PIL import Image
 from torch import nn
 
+from tests.composing import CONFIGS, composed
 from tests.depth_frames import LAYOUTS
 from ttf import experiments
 from ttf.bench.counting import counted
@@ -19,6 +23,7 @@ from ttf.models.weights import save_weights
 from ttf.report import budgets
 from ttf.results.measured import read
 from ttf.results.store import Row
+from ttf.tasks.depth_maps import picture
 from ttf.tasks.run import execute
 
 WAYS = {
@@ -99,3 +104,21 @@ def test_two_images_of_nyuv2(
     row = execute(configured(*HYBRID, *network))
     assert row["images"] == 2 and row["preprocessing"]["protocol"]["crop"] == "eigen"
     assert [layer["block"] for layer in row["tokens"]] == [2] and 0 < row["metrics"]["abs_rel"]["value"] < 10
+
+
+def test_predictions_as_pictures_and_as_png(mini: list[str], tmp_path: Path):
+    """Each method a column: depth, error, tokens; and 16-bit PNGs of all of them."""
+    cfg = composed(
+        "visualize", "task=depth", *mini, "pick=[2]", f"depth_png={tmp_path}/png",
+        'ways=["table3/evit ratio=0.5 blocks=[3,6,9]","table3/tome_dense ratio=0.7"]',
+    )  # fmt: skip
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        written = picture(cfg, tmp_path / "depth.png", cfg.pick)
+    assert [path.name for path in written] == ["depth.png", *(f"{p}_{way}.png" for p in (2,) for way in range(3))]
+    stored = [np.asarray(Image.open(path)) for path in written[1:]]
+    assert all(one.shape == (96, 96) and one.dtype == np.uint16 for one in stored)
+    assert not np.array_equal(stored[0], stored[1]) and abs(stored[0].mean() - 1000 * 5) < 4000
+    (tmp_path / "png" / "2_0.png").write_text("mine")
+    there = initialize_config_dir(CONFIGS, version_base="1.3")
+    with there, pytest.raises(ValueError, match="not a depth map"):
+        picture(cfg, tmp_path / "depth.png", cfg.pick)

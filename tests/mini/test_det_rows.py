@@ -9,15 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra import initialize_config_dir
 from PIL import Image
 from torch import nn
 
+from tests.composing import CONFIGS, composed
 from ttf import experiments
 from ttf.bench.counting import counted
 from ttf.models.detector import swin_mini, vitdet_ti
+from ttf.models.vit_mini import vitdet_mini
 from ttf.models.weights import save_weights
 from ttf.report import budgets
 from ttf.results.measured import read
+from ttf.tasks import drawn_boxes
 
 SIZE = {"model.inference.shorter": 96, "model.inference.longer": 128}
 OBJECT = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
@@ -92,3 +96,29 @@ def test_settings_of_windows_are_for_windows(given: Callable[[str], list[str]], 
         evaluate("experiment=table4/ours_default", *given("vitdet_ti"), "windows=grid")
     with pytest.raises(ValueError, match="no place in the map: set windows=grid"):
         evaluate("task=det", "method=hourglass", *given("swin_mini"))
+
+
+def test_boxes_of_scenes_offline(
+    evaluate: Callable[..., Any], stir: Callable[[nn.Module], nn.Module], tmp_path: Path
+):  # fmt: skip
+    save_weights(stir(vitdet_mini()), tmp_path / "weights.safetensors")
+    mini = ["model=vitdet_mini", f"checkpoint={tmp_path}/weights.safetensors", "limit=3"]
+    rows = [evaluate(f"experiment=table4/{name}", *mini) for name in ("none", "ours_default")]
+    assert rows[1]["gmacs"] < rows[0]["gmacs"] and rows[0]["metrics"]["agreement"]["value"] == 100
+
+
+def test_boxes_side_by_side(given: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With what is left of each window; random models find nothing that they are sure of."""
+    found: list[Any] = []
+    monkeypatch.setattr(drawn_boxes, "figure", lambda *told: found.append(told))
+    ways = 'ways=["table4/swin_places ratio=0.33","table4/swin_hourglass ratio=0.33"]'
+    cfg = composed("visualize", "task=det", *given("swin_mini"), "pick=[0,1]", ways)
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        drawn_boxes.picture(cfg, tmp_path / "boxes.png", cfg.pick)
+    examples, classes, *_ = found[0]
+    assert classes == ("RBC", "WBC", "Platelets") and len(examples) == 2
+    assert {len(one.truth.labels) for one in examples} < {0, 1, 2}
+    for one in examples:
+        assert one.window == 7 and list(one.found) == ["uncompressed", "ours, places", "Hourglass"]
+        assert one.tokens["ours, places"].shape == (6, 8)
+        assert 0 < one.tokens["ours, places"].sum() <= 0.5 * 48

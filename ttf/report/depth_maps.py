@@ -67,9 +67,7 @@ def _masked(values: Tensor, truth: Tensor) -> np.ma.MaskedArray[Any, Any]:
 
 
 def _map(name: str) -> Any:
-    colours = plt.get_cmap(name).copy()
-    colours.set_bad(UNMEASURED)
-    return colours
+    return plt.get_cmap(name).with_extremes(bad=UNMEASURED)
 
 
 def _draw(panels: np.ndarray, example: Example, metres: Normalize, percent: Normalize) -> None:

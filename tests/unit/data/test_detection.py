@@ -14,6 +14,8 @@ from torch import Tensor
 from ttf import metrics
 from ttf.data.detection import BCCD, Boxes, CocoFormat
 from ttf.data.reading import BadImageError
+from ttf.data.scene_boxes import SceneBoxes
+from ttf.data.scenes import compose_apart
 from ttf.errors import MissingError
 from ttf.metrics.detection import drawn, numbers
 from ttf.metrics.outcomes import stack
@@ -204,3 +206,18 @@ def test_agreement():
     assert (other["agreement"].item(), other["quality"].item()) == pytest.approx((0.5, 0.25))
     unsure = agreement(found((0, 0, 10, 10, 0.2, 0)), PERFECT)
     assert unsure["agreement"].item() == 0
+
+
+def test_scenes_have_their_boxes():
+    data = SceneBoxes("test", 4, seed=3)
+    image, boxes = data[1]
+    scene = compose_apart(3, 1, "test")
+    assert image.size == (96, 96) and boxes.labels.tolist() == scene.box_labels.tolist()
+    assert torch.equal(boxes.xyxy.float(), torch.from_numpy(scene.boxes))
+    assert torch.equal(boxes.areas, boxes.xywh[:, 2:].prod(1)) and not boxes.crowd.any()
+    assert (
+        all(len(data[i][1]) <= data.most for i in range(4))
+        and len({data.digest(), SceneBoxes("test", 5).digest()}) == 2
+    )
+    with pytest.raises(IndexError):
+        data[4]

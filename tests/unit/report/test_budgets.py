@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.unit.made_up_rows import row, table
 from ttf import experiments
 from ttf.metrics import headline
-from ttf.report import budgets, curves, masks
+from ttf.report import boxes, budgets, curves, depth_maps, masks
 from ttf.report.budgets import Curves
 from ttf.results.measured import Measured
 from ttf.tasks.segmentation import areas
@@ -185,3 +185,38 @@ def test_the_picture_says_how_much_differs(monkeypatch: pytest.MonkeyPatch):
     assert [text.get_text() for text in found[0].legends[0].get_texts()] == ["a", "b"]
     red = found[0].axes[5].images[0].get_array()
     assert np.allclose(red[0], masks.MARKED) and not np.allclose(red[1], masks.MARKED)
+
+
+def test_the_picture_of_boxes_counts_them_and_draws_windows(monkeypatch: pytest.MonkeyPatch):
+    photograph, left = Image.fromarray(np.full((40, 60, 3), 90, np.uint8)), np.zeros((4, 6), bool)
+    left[1, 2] = True
+    one = boxes.Drawn(np.array([[2.0, 3.0, 20.0, 30.0]]), [1])
+    example = boxes.Example(
+        photograph, one, {"uncompressed": one, "ours": boxes.Drawn(np.empty((0, 4)), [])}, {"ours": left}, 2
+    )
+    found: list[Any] = []
+    monkeypatch.setattr(boxes, "save", lambda drawing, _: found.append(drawing))
+    boxes.figure([example], ("a", "b"), Path("unused.png"))
+    panels = found[0].axes
+    assert [axes.get_title() for axes in panels] == ["labelled: 1", "uncompressed: 1", "ours: 0", "", "", "1 tokens"]
+    (outline,) = panels[1].patches
+    assert (outline.get_x(), outline.get_y(), outline.get_width(), outline.get_height()) == (2, 3, 18, 27)
+    assert len(panels[5].lines) == 1 + 2 and [text.get_text() for text in found[0].legends[0].get_texts()] == ["b"]
+    bright = panels[5].images[0].get_array()[:, :, 0] > 0.3
+    assert bright.sum() == 10 * 10 and bright[10:20, 20:30].all()
+
+
+def test_the_picture_of_depths_leaves_out_what_was_not_measured(monkeypatch: pytest.MonkeyPatch):
+    photograph, truth = Image.fromarray(np.full((4, 8, 3), 90, np.uint8)), torch.full((4, 8), 2.0)
+    truth[0] = 0
+    seen = depth_maps.Predicted(torch.full((4, 8), 2.2), None, 0.1)
+    short = depth_maps.Predicted(torch.full((4, 8), 3.0), np.eye(2, 4, dtype=bool), 0.5)
+    found: list[Any] = []
+    monkeypatch.setattr(depth_maps, "save", lambda drawing, _: found.append(drawing))
+    example = depth_maps.Example(photograph, truth, {"uncompressed": seen, "ours": short})
+    depth_maps.figure([example], Path("unused.png"))
+    panels = found[0].axes[:9]
+    titles = ["image", "uncompressed", "ours", "measured", "AbsRel 0.100", "AbsRel 0.500", "", "all tokens", "2 tokens"]
+    assert [axes.get_title() for axes in panels] == titles
+    error = panels[4].images[0].get_array()
+    assert error.mask[0].all() and not error.mask[1:].any() and np.allclose(error[1:], 10)
