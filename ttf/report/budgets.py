@@ -3,7 +3,7 @@
 Options of the table: ``shown``, titles of the curves to draw (at most eight; all are in the table); ``depth``, how far
 below the uncompressed model the headline metric is drawn; ``notes``, words on a title for the legend; ``ranking``, a
 metric by which methods are ranked at equal cost; ``scatter``, a figure's name to a metric, drawn against the headline;
-``quoted``, a sentence on the published numbers.
+``across``, a figure's name to a metric that stands in place of GMACs; ``quoted``, a sentence on the published numbers.
 """
 
 from __future__ import annotations

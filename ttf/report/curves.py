@@ -40,9 +40,11 @@ def _interval(m: Measured, base: Measured, metric: Metric) -> Estimate:
     return Estimate(m.estimate(metric).value, low, high)
 
 
-def _curve(axes: Axes, rows: Sequence[Measured], base: Measured, metric: Metric, style: dict[str, Any]) -> None:
+def _curve(
+    axes: Axes, rows: Sequence[Measured], base: Measured, metric: Metric, style: dict[str, Any], across: str | None
+) -> None:
     found = [_interval(m, base, metric) for m in rows]
-    costs = [m.gmacs for m in rows]
+    costs = [m.value(across) if across else m.gmacs for m in rows]
     axes.plot(costs, [e.value for e in found], **style)
     low = [max(e.low, 0.5 * e.value) if metric.log else e.low for e in found]  # a logarithm has no bottom
     look = {"color": style["color"], "linewidth": 0, "zorder": 1}
@@ -68,9 +70,9 @@ def _counts(axes: Axes, curves: Curves, looks: Styles) -> None:
         axes.plot(costs, [0.02] * len(costs), transform=axes.get_xaxis_transform(), label=f"{name}, counted", **style)
 
 
-def _frame(axes: Axes, curves: Curves) -> None:
+def _frame(axes: Axes, curves: Curves, across: str | None = None) -> None:
     base = curves.base
-    axes.set_xlabel("GMACs per image")
+    axes.set_xlabel(named(curves.task, across).axis if across else "GMACs per image")
     axes.grid(alpha=0.3)
     images = f", {base.count} images of {base.data_set}" if base is not None else ""
     axes.set_title(f"{styles.NAMES.get(curves.model, curves.model)}{images}", fontsize=10)
@@ -87,14 +89,20 @@ def _share_axis(axes: Axes, whole: float) -> None:
 
 
 def _panel(
-    axes: Axes, curves: Curves, metric: Metric, titles: Sequence[str], looks: Styles, depth: float | None
+    axes: Axes,
+    curves: Curves,
+    metric: Metric,
+    titles: Sequence[str],
+    looks: Styles,
+    depth: float | None,
+    across: str | None,
 ) -> None:
     base = curves.base
     if base is not None:
         for title in titles:
             if title in curves.methods:
-                _curve(axes, curves.methods[title], base, metric, {**looks[title], "label": title})
-    _frame(axes, curves)
+                _curve(axes, curves.methods[title], base, metric, {**looks[title], "label": title}, across)
+    _frame(axes, curves, across)
     banded = base is not None and metric.difference is not None
     axes.set_ylabel(f"{metric.axis} (bands: of the {metric.loss})" if banded else metric.axis)
     if base is not None and metric.headline:
@@ -105,7 +113,7 @@ def _panel(
             axes.set_ylim(*sorted((value - sign * depth, value + sign * depth / 9)))
     if metric.log and base is not None:
         axes.set_yscale("log")
-    if curves.whole and not curves.published:  # published GMACs have a whole of their own
+    if curves.whole and not curves.published and not across:  # published GMACs have a whole of their own
         _share_axis(axes, curves.whole)
 
 
@@ -121,8 +129,11 @@ def against_gmacs(
     wanted: Sequence[str] = (),
     depth: float | None = None,
     notes: Mapping[str, str] | None = None,
+    across: str | None = None,
 ) -> None:
-    """The metrics of a task against GMACs: at most eight curves with 95 % bands, published points, costs as ticks.
+    """The metrics of a task against GMACs, or the headline one against another metric.
+
+    At most eight curves with 95 % bands, published points, costs as ticks.
 
     Args:
         entries: one row of panels each; of what was not measured the headline metric alone is drawn.
@@ -130,9 +141,10 @@ def against_gmacs(
         wanted: titles of the curves; empty: the first eight.
         depth: how far below the uncompressed model the headline metric is drawn; None: all of it.
         notes: words on a title, for the legend.
+        across: the name of a metric in place of GMACs; without published points and counts.
     """
     metrics = drawn(entries[0].task)
-    metrics = metrics if any(entry.methods for entry in entries) else metrics[:1]
+    metrics = metrics[:1] if across or not any(entry.methods for entry in entries) else metrics
     every = list(dict.fromkeys(title for entry in entries for title in entry.methods))
     titles = styles.shown(every, wanted)
     known = [PUBLISHED_NAMES.get(line["method"], line["method"]) for entry in entries for line in entry.published]
@@ -142,9 +154,10 @@ def against_gmacs(
     figure, grid = plt.subplots(len(entries), len(metrics), figsize=size, squeeze=False)
     for panels, entry in zip(grid, entries, strict=True):
         for axes, metric in zip(panels, metrics, strict=True):
-            _panel(axes, entry, metric, titles, looks, depth)
-        _published(panels[0], entry, metrics[0], looks)
-        _counts(panels[0], entry, looks)
+            _panel(axes, entry, metric, titles, looks, depth, across)
+        if not across:
+            _published(panels[0], entry, metrics[0], looks)
+            _counts(panels[0], entry, looks)
     _legend(figure, grid[0][0], notes or {})
     figure.tight_layout()
     left_out = [title for title in every if title not in titles]

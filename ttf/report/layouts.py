@@ -51,6 +51,10 @@ def _budgets(spec: Any, rows: Sequence[Measured], options: Options) -> list[Path
     notes = chosen.get("notes", {})
     drawn = [entry for entry in entries if entry.methods or entry.counted or entry.published]
     curves.against_gmacs(drawn, written[-1], chosen.get("shown", ()), chosen.get("depth"), notes)
+    for name, metric in chosen.get("across", {}).items() if any(entry.methods for entry in drawn) else ():
+        written.append(options.path("figures", name))
+        measured = [entry for entry in drawn if entry.methods]
+        curves.against_gmacs(measured, written[-1], chosen.get("shown", ()), chosen.get("depth"), notes, metric)
     for name, metric in chosen.get("scatter", {}).items():
         written.append(options.path("figures", name))
         curves.scatter(entries, metric, written[-1])

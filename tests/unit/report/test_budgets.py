@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.unit.made_up_rows import row, table
 from ttf import experiments
-from ttf.metrics import headline
+from ttf.metrics import headline, named
 from ttf.report import boxes, budgets, curves, depth_maps, masks
 from ttf.report.budgets import Curves
 from ttf.results.measured import Measured
@@ -134,6 +134,13 @@ def test_curves_stand_at_their_budgets(entry: Curves, monkeypatch: pytest.Monkey
     assert lines["EViT"].get_xdata().tolist() == [5.0, 7.0]
     assert lines["EViT"].get_ydata().tolist() == pytest.approx([m.value("miou") for m in entry.methods["EViT"]])
     assert left.get_ylabel() == "mIoU, % (bands: of the drop)" and right.get_yscale() == "log"
+
+
+def test_the_headline_against_another_metric(entry: Curves, monkeypatch: pytest.MonkeyPatch):
+    (panel,) = _axes(monkeypatch, entry, across="kl")
+    lines = {line.get_label(): line for line in panel.lines}
+    assert lines["EViT"].get_xdata().tolist() == pytest.approx([m.value("kl") for m in entry.methods["EViT"]])
+    assert panel.get_xlabel() == named("seg", "kl").axis and panel.get_ylabel() == "mIoU, % (bands: of the drop)"
 
 
 def test_the_legend_explains_a_title(entry: Curves, monkeypatch: pytest.MonkeyPatch):
