@@ -106,10 +106,12 @@ class Table:
     options: Values
 
     def models(self, scale: str) -> list[str] | None:
-        """The models of a scale; None where rows name their own."""
+        """The models of a scale, then those that rows have there in place of it; None where rows name their own."""
         found = self.scales.get(scale, {})
         one = found.get("model", [])
-        return found.get("sweep", {}).get("model", [one] if one else None) or None
+        whole = found.get("sweep", {}).get("model", [one] if one else [])
+        own = (row.scales.get(scale, {}).get("model") for row in self.rows)
+        return list(dict.fromkeys([*whole, *filter(None, own)])) if whole else None
 
     def planned(self, scale: str) -> list[Planned]:
         """All runs at a scale. Raises ``ValueError`` for a scale that the table does not have."""

@@ -48,7 +48,7 @@ declare(
             small=True,
             in_figures=True,
             log=True,
-            title=f"deviation, mean {DEVIATION}",
+            title="deviation from the uncompressed model",
             meaning=f"mean over all pixels of {DEVIATION}",
         ),
     ],

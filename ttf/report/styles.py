@@ -28,6 +28,7 @@ KNOWN: dict[str, tuple[str, str, Any]] = {
     "PPT": ("#56B4E9", "p", ":"),
     "Hourglass": ("#D55E00", "d", "-"),
     "Hourglass, temperature 2": ("#E69F00", ">", "--"),
+    "Hourglass, temperature fitted": ("#E69F00", ">", "--"),
     "ACT": ("#8c564b", "X", "-"),
 }
 NAMES = {
@@ -37,6 +38,7 @@ NAMES = {
     "segmenter_ti_camvid": "Segmenter-Ti",
     "dpt_ti": "DPT-Ti",
     "dpt_hybrid": "DPT-Hybrid",
+    "vitdet_ti": "ViTDet-Ti",
 }
 
 
