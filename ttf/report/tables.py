@@ -97,7 +97,7 @@ def _difference(line: Line) -> str:
 
 
 def _share(line: Line) -> str:
-    return f"{100 * line.measured.gmacs / line.base.gmacs:.1f}"
+    return f"{100 * line.measured.gmacs / line.base.gmacs:.1f}" if line.base.gmacs else ""  # of a constant
 
 
 def _setting(line: Line) -> str:
