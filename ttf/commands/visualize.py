@@ -1,7 +1,12 @@
-"""Informative tokens and rows of W as a picture: ``ttf visualize model=vit_ti_augreg limit=4``."""
+"""What a method does, as a picture: ``ttf visualize model=vit_ti_augreg limit=4``.
+
+Of classifiers informative tokens and rows of W; predictions side by side of depth models (``task=depth model=dpt_ti``)
+and detectors (``task=det model=vitdet_ti``).
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import hydra
@@ -9,6 +14,9 @@ from omegaconf import DictConfig
 
 from ttf import cli
 from ttf.config_store import CONFIGS
+
+SIDE_BY_SIDE = {"depth": "ttf.tasks.depth_maps", "det": "ttf.tasks.drawn_boxes"}
+READ_BY = {"ways": (*SIDE_BY_SIDE,), "depth_png": ("depth",)}
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="visualize")
@@ -19,6 +27,13 @@ def main(cfg: DictConfig) -> None:
 
     path = Path(cfg.figure)
     check_figure(path)
+    unread = [name for name, task in READ_BY.items() if cfg[name] is not None and cfg.task.name not in task]
+    if unread:
+        raise ValueError(f"{unread[0]} is for task={' or '.join(READ_BY[unread[0]])}: leave it out")
+    if cfg.task.name in SIDE_BY_SIDE:
+        picture = import_module(SIDE_BY_SIDE[cfg.task.name]).picture
+        print(*picture(cfg, path, cfg.pick), sep="\n")
+        return
     run = Run(cfg)
     run.picture(path, range(len(run.task.data)) if cfg.pick is None else cfg.pick)
     print(path)
