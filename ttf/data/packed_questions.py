@@ -90,7 +90,6 @@ class PackedQuestions(Dataset[tuple[Tensor, ...]]):
         scenes: how many different scenes; None: as many as items. What the tower sees of each is kept in memory.
         room: ids of all questions of an item.
         patch: side of a patch in pixels.
-        squeezed: share of the training items whose image is squeezed.
         curriculum: stages, each with ``until`` (share of the items) and ``kinds`` (weights of the kinds of questions).
         transform: the model's ``Reader``.
 
@@ -106,11 +105,9 @@ class PackedQuestions(Dataset[tuple[Tensor, ...]]):
         scenes: int | None = None,
         room: int = 160,
         patch: int = 8,
-        squeezed: float = 1.0,
         curriculum: Sequence[Stage] = (),
         transform: Reader | None = None,
     ) -> None:
-        self.squeezed = squeezed
         self.split, self.length, self.seed, self.scenes = split, length, seed, scenes or length
         self.room, self.patch, self.curriculum, self.transform = room, patch, curriculum, transform
         unknown = {kind for stage in curriculum for kind in stage["kinds"]} - set(KINDS)
@@ -146,8 +143,7 @@ class PackedQuestions(Dataset[tuple[Tensor, ...]]):
 
     def _drawn(self, pack: _Pack, things: Digits, weights: np.ndarray, patches: int) -> None:
         rng = np.random.default_rng(np.random.randint(2**31))  # the global one is seeded by (epoch, item)
-        squeezed = int(rng.integers(min(FEWEST, patches), patches + 1))
-        places = squeezed if rng.random() < self.squeezed else patches
+        places = int(rng.integers(min(FEWEST, patches), patches + 1))
         while True:
             kind = int(rng.choice(len(KINDS), p=weights))
             drawn = ask(things, KINDS[kind], rng)

@@ -143,12 +143,18 @@ class SceneQuestions:
         split: "train" or "test", of disjoint digits.
         length: number of scenes.
         seed: of the scenes and of the questions.
+        kinds: only these.
+
+    Raises:
+        ValueError: a kind that does not exist.
     """
 
     transform: Any = None
 
-    def __init__(self, split: str, length: int, seed: int = 0) -> None:
-        self.split, self.length, self.seed = split, length, seed
+    def __init__(self, split: str, length: int, seed: int = 0, kinds: Sequence[str] = KINDS) -> None:
+        if unknown := {*kinds} - {*KINDS}:
+            raise ValueError(f"no kind of question {', '.join(sorted(unknown))}: choose among {', '.join(KINDS)}")
+        self.split, self.length, self.seed, self.kinds = split, length, seed, tuple(kinds)
 
     def __len__(self) -> int:
         return self.length
@@ -159,7 +165,8 @@ class SceneQuestions:
 
     def digest(self) -> str:
         """Identity of the set."""
-        return f"scene-questions-{QUESTIONS}-{self.split}-{self.seed}-{self.length}"
+        only = "" if {*self.kinds} == {*KINDS} else "-" + "-".join(kind for kind in KINDS if kind in self.kinds)
+        return f"scene-questions-{QUESTIONS}-{self.split}-{self.seed}-{self.length}{only}"
 
     def questions(self, index: int) -> list[Question]:
         """The questions about scene ``index``."""
@@ -167,7 +174,8 @@ class SceneQuestions:
         rng = np.random.default_rng((self.seed, index, len(self.split), QUESTIONS))
         drawn: list[tuple[str, str, Drawn]] = [("exist", split, _exist(things, rng, split)) for split in SPLITS]
         drawn += [(kind, "", ask(things, kind, rng)) for kind in KINDS[1:]]
-        clear: Sequence[Any] = [(kind, split, pair) for kind, split, pair in drawn if pair is not None]
+        asked = (one for one in drawn if one[0] in self.kinds)
+        clear: Sequence[Any] = [(kind, split, pair) for kind, split, pair in asked if pair is not None]
         return [_question(index, n, kind, pair, split) for n, (kind, split, pair) in enumerate(clear)]
 
     def __getitem__(self, index: int) -> tuple[Image.Image, list[Question]]:

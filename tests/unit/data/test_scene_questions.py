@@ -61,6 +61,15 @@ def test_questions_are_answered_by_the_boxes():
     assert 0.4 < said["yes"] / said.total() < 0.6
 
 
+def test_only_some_kinds_of_questions():
+    whole, some = SceneQuestions("test", 4), SceneQuestions("test", 4, kinds=["largest", "exist"])
+    kept = [one for one in whole.questions(2) if one.benchmark == "pope" or one.part == "largest"]
+    assert [(q.text, q.answers) for q in some.questions(2)] == [(q.text, q.answers) for q in kept]
+    assert some.digest() != whole.digest() == SceneQuestions("test", 4, kinds=KINDS).digest()
+    with pytest.raises(ValueError, match="no kind of question guess: choose among exist, count"):
+        SceneQuestions("test", 4, kinds=["guess"])
+
+
 def test_unclear_questions_are_not_asked():
     things = Digits([3, 5], np.array([[40.0, 20.0], [42.0, 60.0]]), np.array([30.0, 45.0]))
     rng = np.random.default_rng(0)
