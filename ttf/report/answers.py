@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from ttf.report.figures import dimmed, save
+from ttf.report.figures import save, shaded
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -79,7 +79,7 @@ def figure(examples: Sequence[Example], path: Path) -> None:
         said = [("image", None), *((f"{title}, {one.tokens} tokens", one.left) for title, one in example.said.items())]
         for axes, (title, left) in zip(above, said, strict=True):
             pixels = np.asarray(example.image.convert("RGB")) / 255
-            axes.imshow(dimmed(pixels, left), interpolation="nearest")
+            axes.imshow(shaded(pixels, left), interpolation="nearest")
             axes.set_title(textwrap.fill(title, WIDTH), fontsize=8.5)
             axes.set_axis_off()
         _write(below[0], [(textwrap.shorten(text, WIDTH + 8), "black") for text in example.questions])

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from ttf.report.figures import dimmed, save
+from ttf.report.figures import save, shaded
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -78,7 +78,7 @@ def _draw(panels: np.ndarray, example: Example) -> None:
     for axes in panels[1][:2]:
         axes.set_axis_off()
     for axes, left in zip(panels[1][2:], example.tokens.values(), strict=True):
-        _show(axes, dimmed(pixels, left), "all tokens" if left is None else f"{int(left.sum())} tokens")
+        _show(axes, shaded(pixels, left), "all tokens" if left is None else f"{int(left.sum())} tokens")
         if left is not None and example.window:
             _windows(axes, pixels.shape, left.shape, example.window)
 

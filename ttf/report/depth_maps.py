@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ttf.report.figures import dimmed, save
+from ttf.report.figures import save, shaded
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -82,7 +82,7 @@ def _draw(panels: np.ndarray, example: Example, metres: Normalize, percent: Norm
         words = "" if predicted.abs_rel is None else f"AbsRel {predicted.abs_rel:.3f}"
         _show(panels[1][number], _masked(wrong, example.truth), words, **errors)
         count = "all" if predicted.left is None else str(int(predicted.left.sum()))
-        _show(panels[2][number], dimmed(pixels, predicted.left), f"{count} tokens")
+        _show(panels[2][number], shaded(pixels, predicted.left), f"{count} tokens")
 
 
 def _norm(example: Example) -> Normalize:

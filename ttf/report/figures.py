@@ -45,7 +45,7 @@ def _enlarge(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return cells[rows][:, columns]
 
 
-def dimmed(image: np.ndarray, left: np.ndarray | None) -> np.ndarray:
+def shaded(image: np.ndarray, left: np.ndarray | None) -> np.ndarray:
     """An image (H, W, 3) with the patches that have no token of their own darkened.
 
     Args:
@@ -87,10 +87,10 @@ def _tokens(layer: LayerTrace, sample: int) -> Tensor:
 
 def dimmed(image: np.ndarray, layer: LayerTrace, sample: int) -> np.ndarray:
     """The image with all but the informative tokens dimmed."""
-    bright = np.full(layer.grid[0] * layer.grid[1], DIM)
+    left = np.zeros(layer.grid[0] * layer.grid[1], dtype=bool)
     patches = layer.origin[sample, _tokens(layer, sample)] - layer.prefix
-    bright[patches[patches >= 0].cpu().numpy()] = 1.0
-    return image * _enlarge(bright.reshape(layer.grid), image.shape)[..., None]
+    left[patches[patches >= 0].cpu().numpy()] = True
+    return shaded(image, left.reshape(layer.grid))
 
 
 def typical_rows(layer: LayerTrace, sample: int, count: int = SHOWN_ROWS) -> list[int]:
