@@ -241,7 +241,11 @@ def sampled_sums(queries: Tensor, k: Tensor, bias: Tensor | None, scale: float) 
 
 
 def side_by_side(heads: Tensor) -> Tensor:
-    """Heads (B, H, N, D) next to each other: (B, N, H * D)."""
+    """Heads (B, H, N, D) next to each other: (B, N, H * D).
+
+    How torch's attention lays out its result depends on the kernel; what is written down must not rely on it.
+    """
+    heads = heads.clone(memory_format=torch.contiguous_format) if recorded() else heads
     return heads.transpose(1, 2).flatten(2)
 
 
