@@ -70,12 +70,15 @@ class Metric:
     log: bool = False
 
     def text(self, value: float) -> str:
-        """A value without its unit."""
+        """A value without its unit; "" where there is none, such as of questions not asked."""
+        if math.isnan(value):
+            return ""
         return f"{value:.0e}" if self.small and value != 0 and abs(value) < 1e-3 else f"{value:.{self.decimals}f}"
 
     def bracketed(self, estimate: Estimate) -> str:
-        """A value with its interval, without the unit."""
-        return f"{self.text(estimate.value)} [{self.text(estimate.low)}, {self.text(estimate.high)}]"
+        """A value with its interval, where it has one, without the unit."""
+        value, low, high = map(self.text, (estimate.value, estimate.low, estimate.high))
+        return f"{value} [{low}, {high}]" if low and high else value
 
     @property
     def head(self) -> str:

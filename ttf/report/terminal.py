@@ -28,7 +28,8 @@ def print_row(row: Row, console: Console | None = None) -> None:
     table = Table("measure", "value [95 % interval]", title=f"{_name(row['config']['model'])}, row {row['id']}")
     for metric, estimate in _estimates(row):
         value, low, high = (metric.text(number) for number in (estimate.value, estimate.low, estimate.high))
-        table.add_row(metric.name, f"{value} {metric.unit} [{low}, {high}]".replace("  ", " "))
+        interval = f" [{low}, {high}]" if low and high else ""
+        table.add_row(metric.name, f"{value} {metric.unit}".strip() + interval if value else "none")
     table.add_row("GMACs", f"{row['gmacs']:.3f}")
     table.add_row("parameters", f"{row['params_m']:.2f} M")
     layers = ", ".join(f"block {t['block']}: {t['tokens']}" for t in row["tokens"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -91,6 +93,7 @@ def test_values_in_words():
     kl, top1 = metrics.named("cls", "kl"), metrics.headline("cls")
     assert [kl.text(v) for v in (0.0, 0.0327, 0.00042)] == ["0.0000", "0.0327", "4e-04"]
     assert top1.bracketed(Estimate(85.04, 82.66, 87.12)) == "85.0 [82.7, 87.1]"
+    assert top1.bracketed(Estimate(math.nan, math.nan, math.nan)) == top1.text(math.nan) == ""
     assert (top1.head, kl.head, top1.axis) == ("top-1 %", "KL", "top-1, %")
     assert kl.axis == "KL(uncompressed || compressed), nats"
     assert (top1.points, kl.points, metrics.named("cls", "class_token_error").points) == (
