@@ -90,7 +90,7 @@ def test_masks_side_by_side(mini: list[str], tmp_path: Path):
         with pytest.raises(ValueError, match=r"no image at \[4\]: there are 4, from 0 on"):
             examples(cfg, [4])
         cfg.ways = ["fig4b/none"]
-        with pytest.raises(ValueError, match="fig4b/none has no masks of its own"):
+        with pytest.raises(ValueError, match="fig4b/none has no picture of its own"):
             examples(cfg, None)
     assert list(shown[0].predictions) == ["ours (default)", "Hourglass, temperature 2", "EViT", "ToMe"]
     assert all(labels.shape == (96, 96) for labels in shown[0].predictions.values())

@@ -128,7 +128,7 @@ def test_who_cannot_run_in_a_mode_is_left_out(monkeypatch):
         return ready(model, mode, images, name)
 
     monkeypatch.setattr(modes, "ready", fails)
-    with pytest.warns(UserWarning, match="batch 2, eager.*no operator for that"):
+    with pytest.warns(UserWarning, match="batch 2, float32, eager.*no operator for that"):
         rows = rows_of("experiments=['fig4a/evit ratio=0.5','fig4a/tome schedule.r=11']")
     assert [row["method"] for row in rows] == ["uncompressed", "ToMe schedule.r=11"]
     with pytest.raises(ValueError, match="no operator for that"):
@@ -167,7 +167,7 @@ def test_experiments_are_timed_in_one_run(tmp_path):
             "is found by counting",
         ),
         ("rounds=3", "at least 5 rounds"),
-        ("modes=[fast]", "modes must be some of eager, compiled, autotune, graphs, onnx"),
+        ("modes=[fast]", "modes must be some of eager, compiled, autotune, graphs, captured, compiled_captured, onnx"),
         ("modes=[graphs]", "need a GPU"),
         ("batch=many", "batch must be a list"),
         ("pixels=[224]", "vit_mini is none"),

@@ -82,7 +82,8 @@ class Worker:
     def stop(self) -> None:
         """End it, and whatever it started."""
         if self._process.poll() is None:
-            os.killpg(self._process.pid, 9)
+            with suppress(ProcessLookupError):  # it ended meanwhile, and another thread waits for it
+                os.killpg(self._process.pid, 9)
             self._process.wait()
 
 

@@ -27,8 +27,8 @@ def products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def norms(x: Tensor) -> Tensor:
-    """Euclidean norms over the last dimension, in float32 without a copy of x."""
-    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+    """Euclidean norms over the last dimension, in float32 (float64 of such) without a copy of x."""
+    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def transforming() -> bool:
