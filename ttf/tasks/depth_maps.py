@@ -15,11 +15,9 @@ import ttf
 from ttf.data.depth_protocol import whole_millimetres
 from ttf.data.files import atomic_write, check_replaceable
 from ttf.data.reading import SIXTEEN_BITS
-from ttf.models.weights import load_model
 from ttf.report.depth_maps import Example, Predicted, figure
 from ttf.tasks.depth import Depth
-from ttf.tasks.options import check_pair, make_task
-from ttf.tasks.pictures import left, ways
+from ttf.tasks.pictures import drawn, left
 
 
 def _abs_rel(task: Depth, depth: Tensor, truth: Tensor) -> float | None:
@@ -69,19 +67,12 @@ def picture(cfg: DictConfig, path: Path, positions: Sequence[int] | None) -> lis
     With ``cfg.depth_png`` the predictions are written, too: FOLDER/POSITION_WAY.png, the uncompressed model's as way 0.
 
     Raises:
-        ValueError: the model is not for depth, there is no such image, or see ``ways``.
+        ValueError: the model is not for depth, there is no such image, or see ``pictures.ways``.
     """
-    check_pair(cfg)
-    task, methods = make_task(cfg), ways(cfg)
-    assert isinstance(task, Depth)
-    task.check_positions(positions or ())
-    model = load_model(cfg.model, cfg.checkpoint, cfg.paths.weights, cfg.paths.downloads)
-    task.adopt(model)
-    chosen = range(len(task.data)) if positions is None else positions
-    examples = [_example(task, model, position, methods) for position in chosen]
-    figure(examples, path)
+    _, found = drawn(cfg, Depth, _example, positions)
+    figure([example for _, example in found], path)
     written = [path]
-    for position, example in zip(chosen, examples, strict=True):
+    for position, example in found:
         for way, predicted in enumerate(example.predictions.values() if cfg.depth_png else ()):
             written.append(Path(cfg.depth_png) / f"{position}_{way}.png")
             write_png(predicted.depth, written[-1])

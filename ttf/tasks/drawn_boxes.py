@@ -12,11 +12,9 @@ from torch import nn
 
 import ttf
 from ttf.models.detector import Found
-from ttf.models.weights import load_model
 from ttf.report.boxes import Drawn, Example, figure
 from ttf.tasks.detection import Detection
-from ttf.tasks.options import check_pair, make_task
-from ttf.tasks.pictures import left, ways
+from ttf.tasks.pictures import drawn, left
 
 LEAST = 0.5  # score of a box that is drawn
 
@@ -54,16 +52,9 @@ def picture(cfg: DictConfig, path: Path, positions: Sequence[int] | None) -> lis
     """Draw the images at ``positions`` of the shuffle (None: all of them); what was written.
 
     Raises:
-        ValueError: the model is not for detection, there is no such image, or see ``ways``.
+        ValueError: the model is not for detection, there is no such image, or see ``pictures.ways``.
     """
-    check_pair(cfg)
-    task, methods = make_task(cfg), ways(cfg)
-    assert isinstance(task, Detection)
-    task.check_positions(positions or ())
-    model = load_model(cfg.model, cfg.checkpoint, cfg.paths.weights, cfg.paths.downloads)
-    task.adopt(model)
-    chosen = range(len(task.data)) if positions is None else positions
+    task, found = drawn(cfg, Detection, _example, positions)
     data: Any = task.set
-    examples = [_example(task, model, position, methods) for position in chosen]
-    figure(examples, data.classes, path, f"boxes of score {LEAST} and more")
+    figure([example for _, example in found], data.classes, path, f"boxes of score {LEAST} and more")
     return [path]

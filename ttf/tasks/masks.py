@@ -9,10 +9,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 import ttf
-from ttf.models.weights import load_model
 from ttf.report.masks import Example
-from ttf.tasks.options import check_pair, make_task
-from ttf.tasks.pictures import ways
+from ttf.tasks.pictures import drawn
 from ttf.tasks.segmentation import Segmentation, label_map
 
 
@@ -34,13 +32,7 @@ def examples(cfg: DictConfig, positions: Sequence[int] | None) -> tuple[list[Exa
     """Predictions for the images at ``positions`` of the shuffle (None: all of them), and the data set.
 
     Raises:
-        ValueError: the model is not for segmentation, there is no such image, or see ``ways``.
+        ValueError: the model is not for segmentation, there is no such image, or see ``pictures.ways``.
     """
-    check_pair(cfg)
-    task, methods = make_task(cfg), ways(cfg)
-    assert isinstance(task, Segmentation)
-    task.check_positions(positions or ())
-    model = load_model(cfg.model, cfg.checkpoint, cfg.paths.weights, cfg.paths.downloads)
-    task.adopt(model)
-    chosen = range(len(task.data)) if positions is None else positions
-    return [_example(task, model, position, methods) for position in chosen], task.set
+    task, found = drawn(cfg, Segmentation, _example, positions)
+    return [example for _, example in found], task.set

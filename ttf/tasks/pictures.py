@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 import ttf
 from ttf.bench.entries import experiment
-from ttf.tasks.options import reduction
+from ttf.models.weights import load_model
+from ttf.tasks.base import Task
+from ttf.tasks.options import check_pair, make_task, reduction
+
+T = TypeVar("T", bound=Task)
+E = TypeVar("E")
 
 
 def ways(cfg: DictConfig) -> dict[str, dict[str, Any]]:
@@ -27,6 +33,33 @@ def ways(cfg: DictConfig) -> dict[str, dict[str, Any]]:
         name, chosen, options = experiment(words, cfg.model.name)
         found[chosen.title or name] = _checked(f"experiment {name}", options)
     return found
+
+
+def drawn(
+    cfg: DictConfig,
+    kind: type[T],
+    example: Callable[[T, nn.Module, int, Mapping[str, dict[str, Any]]], E],
+    positions: Sequence[int] | None,
+) -> tuple[T, list[tuple[int, E]]]:
+    """The config's task, and positions of its shuffle with what is drawn of the images there.
+
+    Args:
+        cfg: of ``ttf visualize`` or ``ttf masks``.
+        kind: class of the task.
+        example: what is drawn of one image, from the task, the model, the position and the methods.
+        positions: None: all of them.
+
+    Raises:
+        ValueError: the model is not for the task, there is no such image, or see ``ways``.
+    """
+    check_pair(cfg)
+    task, methods = make_task(cfg), ways(cfg)
+    assert isinstance(task, kind)
+    task.check_positions(positions or ())
+    model = load_model(cfg.model, cfg.checkpoint, cfg.paths.weights, cfg.paths.downloads)
+    task.adopt(model)
+    chosen = range(len(task.data)) if positions is None else positions
+    return task, [(position, example(task, model, position, methods)) for position in chosen]
 
 
 def _checked(name: str, options: dict[str, Any] | None) -> dict[str, Any]:
