@@ -2,8 +2,9 @@
 
 A term is one of
 
-* ``METRIC ROW``: METRIC is one of the row's task, ``headline`` (that of its task), ``gmacs``, or ``share`` (percent of
-  the uncompressed GMACs). ``METRIC+ci`` has the interval, ``lost:METRIC`` what is lost to the uncompressed model.
+* ``METRIC ROW``: METRIC is one of the row's task, ``headline`` (that of its task), ``gmacs``, ``share`` (percent of the
+  uncompressed GMACs) or ``params_m`` (millions of parameters). ``METRIC+ci`` has the interval, ``lost:METRIC`` what is
+  lost to the uncompressed model.
 * ``difference:METRIC ROW against ROW``: paired, first minus second, with ``+ci`` its interval; ``p:METRIC ROW against
   ROW``: the p of the metric's test of both.
 * ``METRIC@PERCENT EXPERIMENT MODEL``: at so many percent of the uncompressed GMACs, between the rows of the experiment.
@@ -14,9 +15,9 @@ A term is one of
 * a plain number.
 
 ROW is ``EXPERIMENT MODEL [KEY=VALUE ...]``, with overrides that tell rows of one experiment apart; ``images=FROM:TO``
-takes that part of its images. Terms are joined by ``over`` (a ratio), ``plus``, ``minus``, ``min`` and ``max``, from left to right. ``as .2f`` at the end
-says how the number is written, ``as percent`` in percent, ``as more`` and ``as less`` by how many percent a ratio is
-above or below 1 (``as .1f less``: with a decimal), ``as p`` as a p value.
+takes that part of its images. Terms are joined by ``over`` (a ratio), ``plus``, ``minus``, ``min`` and ``max``, from
+left to right. ``as .2f`` at the end says how the number is written, ``as percent`` in percent, ``as more`` and ``as
+less`` by how many percent a ratio is above or below 1 (``as .1f less``: with a decimal), ``as p`` as a p value.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ FORMS: dict[str, Callable[[float], float]] = {
     "more": lambda ratio: 100 * (ratio - 1),
     "less": lambda ratio: 100 * (1 - ratio),
 }
-COSTS = {"gmacs": ".3f", "share": ".0f"}  # what rows have beside metrics, and how it is written
+COSTS = {"gmacs": ".3f", "share": ".0f", "params_m": ".2f"}  # what rows have beside metrics, and how it is written
 
 
 class Numbers:
@@ -117,7 +118,8 @@ class Numbers:
 
     def _of_row(self, kind: str, what: str, m: Measured) -> Number:
         if what in COSTS:
-            value = m.gmacs if what == "gmacs" else 100 * m.gmacs / uncompressed(self.rows, m).gmacs
+            share = what == "share"
+            value = 100 * m.gmacs / uncompressed(self.rows, m).gmacs if share else float(m.row[what])
             return Number(value, format(value, COSTS[what]))
         metric = _metric(m, what)
         if not kind:

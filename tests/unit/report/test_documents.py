@@ -59,6 +59,7 @@ def test_numbers_of_a_row(numbers: Numbers):
     assert numbers.text(f"top1 {OURS}") == numbers.text(f"headline {OURS}") == "85.0"
     assert numbers.text(f"kl {OURS}") == "0.0200"
     assert numbers.text(f"gmacs {OURS}") == "1.500" and numbers.text(f"share {OURS}") == "75"
+    assert numbers.text(f"params_m {OURS}") == "5.70"
     assert numbers.text(f"lost:top1 {OURS}") == "15.0"
     assert numbers.text(f"top1+ci {OURS}").startswith("85.0 [")
     assert numbers.text("lost:top1 study/none mini") == ""
