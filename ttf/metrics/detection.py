@@ -175,11 +175,15 @@ def numbers(outcomes: ImageOutcomes, weights: Tensor | None = None) -> dict[str,
         outcomes: of n images. weights: (R, n), how often each image counts; None: once, R = 1.
     """
     weights = torch.ones(1, count(outcomes), dtype=torch.float64) if weights is None else weights
-    found, out = gathered(outcomes), dict[str, Tensor]()
-    for (area, most), reads in PASSES.items():
-        passed = accumulate(found, weights, area, most)
-        out |= {name: read(passed) for name, read in reads.items()}
-    return out
+    found = gathered(outcomes)
+    passes = (_read(found, weights, place) for place in PASSES)
+    return {name: value for passed in passes for name, value in passed.items()}
+
+
+def _read(found: Detections, weights: Tensor, place: tuple[int, int]) -> dict[str, Tensor]:
+    """The numbers of one pass, by name."""
+    passed = accumulate(found, weights, *place)
+    return {name: read(passed) for name, read in PASSES[place].items()}
 
 
 def drawn(n: int, times: int, seed: int = 0) -> Tensor:
@@ -192,7 +196,7 @@ def drawn(n: int, times: int, seed: int = 0) -> Tensor:
 
 
 class _Kept:
-    """Outcomes with a hash, so that a pass over them is made once for all metrics of a row."""
+    """Outcomes with a hash, so that each pass over them is made once for all its metrics of a row."""
 
     def __init__(self, outcomes: ImageOutcomes) -> None:
         self.outcomes = outcomes
@@ -208,21 +212,26 @@ class _Kept:
         return isinstance(other, _Kept) and other.digest == self.digest
 
 
-@lru_cache(maxsize=64)
-def _measured(kept: _Kept) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """The twelve numbers of a set in percent, and those of sets drawn from it, (R,) each."""
+@lru_cache(maxsize=64 * len(PASSES))
+def _measured(kept: _Kept, place: tuple[int, int]) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """The numbers of one pass over a set, and those of sets drawn from it, (R,) each."""
     outcomes, n = kept.outcomes, count(kept.outcomes)
-    total = sum(len(part) for part in pieces(outcomes, "scores"))
-    whole = {name: value.item() for name, value in numbers(outcomes).items()}
-    sets = numbers(outcomes, drawn(n, FEW_RESAMPLES if total > MANY else RESAMPLES))
-    return whole, sets
+    total, found = sum(len(part) for part in pieces(outcomes, "scores")), gathered(outcomes)
+    whole = _read(found, torch.ones(1, n, dtype=torch.float64), place)
+    sets = _read(found, drawn(n, FEW_RESAMPLES if total > MANY else RESAMPLES), place)
+    return {name: value.item() for name, value in whole.items()}, sets
+
+
+def _place(name: str) -> tuple[int, int]:
+    """The pass that has a number."""
+    return next(place for place, reads in PASSES.items() if name in reads)
 
 
 def _estimate(name: str) -> Callable[[ImageOutcomes], Estimate]:
     """One of the twelve in percent, -1 where there is nothing to measure; its interval from sets of drawn images."""
 
     def estimate(outcomes: ImageOutcomes) -> Estimate:
-        whole, sets = _measured(_Kept(outcomes))
+        whole, sets = _measured(_Kept(outcomes), _place(name))
         if whole[name] != whole[name]:
             return Estimate(NOTHING, NOTHING, NOTHING)
         low, high = (100 * sets[name].nanquantile(ENDS)).tolist()
@@ -236,7 +245,7 @@ def _difference(name: str) -> Callable[[ImageOutcomes, ImageOutcomes], Estimate]
 
     def difference(a: ImageOutcomes, b: ImageOutcomes) -> Estimate:
         check_pair(a["image"], b["image"])
-        (one, first), (other, second) = _measured(_Kept(a)), _measured(_Kept(b))
+        (one, first), (other, second) = (_measured(_Kept(each), _place(name)) for each in (a, b))
         low, high = (100 * (first[name] - second[name]).nanquantile(ENDS)).tolist()
         return Estimate(100 * (one[name] - other[name]), low, high)
 
