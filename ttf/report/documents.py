@@ -20,6 +20,7 @@ from ttf.report.tables import markdown
 
 NUMBER = re.compile(r"(<!--= (.+?) -->)(.*?)(<!--/-->)")
 TABLE = re.compile(r"(<!-- table (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
+FIRST = re.compile(r"^ *<!--=", re.M)
 BEGINS = {NUMBER: "<!--=", TABLE: "<!-- table "}
 
 
@@ -33,12 +34,14 @@ def written(text: str, numbers: Numbers, tables: Mapping[str, Any], name: str) -
         name: of the document, for messages.
 
     Raises:
-        ValueError: an expression that no row answers, a marker without an end, or a table that ``docs/report.yaml``
-            does not have.
+        ValueError: an expression that no row answers, a marker without an end or at the beginning of a line, or a
+            table that ``docs/report.yaml`` does not have.
     """
     for form, begin in BEGINS.items():
         if text.count(begin) != len(form.findall(text)):
             raise ValueError(f"{name}: a {begin} has no end (that of a number is on the same line)")
+    if FIRST.search(text):
+        raise ValueError(f"{name}: a line begins with <!--=, where Markdown ends the paragraph: put a word before it")
 
     def number(found: re.Match[str]) -> str:
         return found[1] + _text(found[2], numbers, name) + found[4]

@@ -168,11 +168,12 @@ def test_a_document_is_written_and_then_stays(numbers: Numbers):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("<!--= kl study/ours mini -->0.1", "has no end"),
-        ("<!--= kl study/ours mini -->\n0.1<!--/-->", "has no end"),
+        ("a <!--= kl study/ours mini -->0.1", "has no end"),
+        ("a <!--= kl study/ours mini -->\n0.1<!--/-->", "has no end"),
+        ("* a\n  <!--= kl study/ours mini -->0.1<!--/-->", "put a word before it"),
         ("<!-- table both -->\n", "has no end"),
         ("<!-- table neither -->\n<!-- end -->", "no table neither"),
-        ("<!--= kl study/nobody mini -->0.1<!--/-->", "kl study/nobody mini: no row fits"),
+        ("a <!--= kl study/nobody mini -->0.1<!--/-->", "kl study/nobody mini: no row fits"),
     ],
 )
 def test_a_mistake_names_the_document(numbers: Numbers, text: str, words: str):
