@@ -1,15 +1,11 @@
 """Published rows: two files a table, ``TABLE.jsonl`` with one row a line, ``TABLE.safetensors`` with their outcomes.
 
-A tensor is stored once, under the digest of its content, and a row names the tensors of its outcomes: what many rows
-share (the pixels of a class, zeros of uncompressed models) takes no room, and damage shows. Booleans are stored as
-bits.
+A row names the tensors of its outcomes: see ``ttf.results.packing``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -17,63 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ttf.data.files import atomic_write
+from ttf.results.packing import Outcomes, pack, unpack
 from ttf.results.store import SCHEMA, Row, Store
-
-SPLIT = 3  # a tensor of so many dimensions is stored slice by slice of the second one
-Outcomes = dict[str, Tensor]
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return torch.from_numpy(np.packbits(tensor.numpy())) if tensor.dtype == torch.bool else tensor
-
-
-def _bools(packed: Tensor, shape: list[int]) -> Tensor:
-    flat = np.unpackbits(packed.numpy(), count=math.prod(shape))
-    return torch.from_numpy(flat).bool().view(shape)
-
-
-def _digest(tensor: Tensor) -> str:
-    text = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
-    return hashlib.sha256(text + tensor.numpy().tobytes()).hexdigest()[:16]
-
-
-def pack(outcomes: Outcomes) -> tuple[dict[str, Row], dict[str, Tensor]]:
-    """Outcomes (n, ...) as they are stored.
-
-    Returns:
-        What a row says of them, by outcome (whether they are bits, the shape of a tensor, names of tensors), and the
-        tensors by name.
-    """
-    said: dict[str, Row] = {}
-    stored: dict[str, Tensor] = {}
-    for name, values in outcomes.items():
-        parts = values.unbind(1) if values.ndim >= SPLIT else (values,)
-        packed = [_bits(part.contiguous()) for part in parts]
-        names = [_digest(part) for part in packed]
-        stored |= dict(zip(names, packed, strict=True))
-        said[name] = {"bits": values.dtype == torch.bool, "shape": list(parts[0].shape), "tensors": names}
-    return said, stored
-
-
-def unpack(said: Mapping[str, Row], stored: Mapping[str, Tensor]) -> Outcomes:
-    """Outcomes from what a row says of them. Raises ``ValueError`` where a tensor is missing or damaged."""
-    found: Outcomes = {}
-    for name, one in said.items():
-        parts = []
-        for digest in one["tensors"]:
-            part = stored.get(digest)
-            if part is None or _digest(part) != digest:
-                raise ValueError(f"outcome {name} is missing or damaged: take the file from the repository again")
-            parts.append(_bools(part, one["shape"]) if one["bits"] else part)
-        found[name] = parts[0] if len(parts) == 1 else torch.stack(parts, dim=1)
-    return found
 
 
 def _read_tensors(path: Path, names: set[str]) -> dict[str, Tensor]:

@@ -136,10 +136,14 @@ class FineTuning:
         model: Any = self.model
         return Mixing(model.num_classes, seed=self.cfg.train.seed, **options)
 
+    def _settings(self) -> dict[str, Any]:
+        """All settings, resolved, but the folders of this machine."""
+        resolved: Any = OmegaConf.to_container(self.cfg, resolve=True)
+        return {key: value for key, value in resolved.items() if key != "paths"}
+
     def _begin(self) -> None:
         StateFolder(self.folder / "state").claim(self.identity)
-        resolved: Any = OmegaConf.to_container(self.cfg, resolve=True)
-        text = OmegaConf.to_yaml({key: value for key, value in resolved.items() if key != "paths"})
+        text = OmegaConf.to_yaml(self._settings())
         atomic_write(self.folder / "config.yaml", lambda path: path.write_text(text))
 
     def _calibration(self, path: Path) -> None:
@@ -179,11 +183,11 @@ class FineTuning:
         return load_file(path) if self.cfg.pretrained else {}
 
     def _write(self, outcome: Row) -> None:
-        """The final weights and the summary."""
+        """The final weights and the summary, with the settings that it is of."""
         save_weights(self.model, self.folder / f"{self.cfg.model.name}.safetensors", half=self.cfg.half)
         if isinstance(matrices := getattr(self.objective, "matrices", None), TrainableMatrices):
             save_matrices(matrices.method(), self.folder / "method.safetensors")
-        write_json(self.folder / "summary.json", outcome)
+        write_json(self.folder / "summary.json", {**outcome, "config": self._settings()})
 
     @property
     def run_id(self) -> str:
