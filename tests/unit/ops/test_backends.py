@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -12,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ttf
+from tests.fresh_python import fresh
 from ttf.measure.provenance import operators_used
 from ttf.ops import attention, backend, backends, library, native, runner
 
@@ -111,18 +109,14 @@ print(native.loaded(), runner(torch.device("cpu"), torch.float32), any("operator
 
 @pytest.mark.parametrize("word", ["0", "false", "No", " OFF "])
 def test_the_environment_keeps_the_library_untouched(word: str) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", SAYS], env={**os.environ, "TTF_NATIVE": word}, capture_output=True, text=True
-    )
+    run = fresh("-c", SAYS, TTF_NATIVE=word)
     assert run.stdout == "False plain False\n", run.stderr[-2000:]
 
 
 @compiled
 @pytest.mark.parametrize("word", ["1", "", "true"])
 def test_other_words_leave_it_on(word: str) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", SAYS], env={**os.environ, "TTF_NATIVE": word}, capture_output=True, text=True
-    )
+    run = fresh("-c", SAYS, TTF_NATIVE=word)
     assert run.stdout == "True compiled True\n", run.stderr[-2000:]
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fresh_python import fresh
 from ttf.ops import native
 from ttf.ops.native import build
 
@@ -51,13 +50,6 @@ def _compiler(folder: Path, script: str) -> str:
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     return str(path)
-
-
-def _run(*arguments: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
-    """In a process of its own; None takes a variable away."""
-    changed = {**os.environ, **environment}
-    kept = {name: value for name, value in changed.items() if value is not None}
-    return subprocess.run([sys.executable, *arguments], env=kept, capture_output=True, text=True, timeout=120)
 
 
 def test_no_compiler_is_said(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,9 +187,9 @@ def test_a_cache_that_cannot_be_read_is_said(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_cache_that_is_a_file_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for cache in (tmp_path / "file", tmp_path / "file" / "below"):
-        run = _run("-c", LOADED, XDG_CACHE_HOME=str(cache))
+        run = fresh("-c", LOADED, XDG_CACHE_HOME=str(cache))
         assert run.stdout == "False\n", run.stderr[-2000:]
-        made = _run("-m", "ttf.ops.native", XDG_CACHE_HOME=str(cache))
+        made = fresh("-m", "ttf.ops.native", XDG_CACHE_HOME=str(cache))
         assert made.returncode == 0 and "the plain operators will run" in made.stdout, made.stderr[-2000:]
 
 
@@ -210,24 +202,24 @@ pwd.getpwuid = unknown
 
 def test_import_and_command_work_without_a_home() -> None:
     bare: dict[str, str | None] = {"HOME": None, "XDG_CACHE_HOME": None}
-    run = _run("-c", NOBODY + LOADED, **bare)
+    run = fresh("-c", NOBODY + LOADED, **bare)
     assert run.stdout == "False\n" and "cannot be loaded" not in run.stderr, run.stderr[-2000:]
-    made = _run("-c", NOBODY + "import runpy; runpy.run_module('ttf.ops.native', run_name='__main__')", **bare)
+    made = fresh("-c", NOBODY + "import runpy; runpy.run_module('ttf.ops.native', run_name='__main__')", **bare)
     assert "the plain operators will run" in made.stdout and "set HOME" in made.stdout, made.stderr[-2000:]
 
 
 def test_the_command_builds_once_and_says_where(tmp_path: Path) -> None:
     broken = _compiler(tmp_path, 'for last; do :; done; echo broken > "$last"')
-    first, second = (_run("-m", "ttf.ops.native", XDG_CACHE_HOME=str(tmp_path), CXX=broken) for _ in range(2))
+    first, second = (fresh("-m", "ttf.ops.native", XDG_CACHE_HOME=str(tmp_path), CXX=broken) for _ in range(2))
     assert "compiling the operators" in first.stdout
     assert "cannot be loaded: delete it" in first.stdout + second.stdout
     if native.loaded():
-        again = _run("-m", "ttf.ops.native")
+        again = fresh("-m", "ttf.ops.native")
         assert again.stdout == f"{build.library()}\n", again.stderr[-2000:]
 
 
 def test_switched_off_the_command_leaves_the_cache_alone(empty: Path) -> None:
-    made = _run("-m", "ttf.ops.native", TTF_NATIVE="0")
+    made = fresh("-m", "ttf.ops.native", TTF_NATIVE="0")
     assert made.returncode == 0 and "TTF_NATIVE is off" in made.stdout
     assert not empty.exists()
 
@@ -235,19 +227,19 @@ def test_switched_off_the_command_leaves_the_cache_alone(empty: Path) -> None:
 @pytest.mark.slow
 def test_without_a_compiler_the_command_and_a_model_go_on(tmp_path: Path) -> None:
     bare = {"XDG_CACHE_HOME": str(tmp_path), "PATH": "", "CXX": "nowhere"}
-    made = _run("-m", "ttf.ops.native", **bare)
+    made = fresh("-m", "ttf.ops.native", **bare)
     assert made.returncode == 0
     assert "the plain operators will run" in made.stdout
-    plain = _run("-c", COUNT, **bare)
+    plain = fresh("-c", COUNT, **bare)
     assert plain.stdout.startswith("False "), plain.stderr[-2000:]
     if native.loaded():
-        fast = _run("-c", COUNT)
+        fast = fresh("-c", COUNT)
         assert fast.stdout == plain.stdout.replace("False", "True"), fast.stderr[-2000:]
 
 
 @compiled
 def test_a_library_as_it_was_compiled_is_loaded(copied: Path) -> None:
-    run = _run("-c", LOADED)
+    run = fresh("-c", LOADED)
     assert run.stdout == "True\n" and not run.stderr, run.stderr[-2000:]
 
 
@@ -265,6 +257,6 @@ def test_another_library_is_never_fatal(damage: str, copied: Path) -> None:
         foreign = b"\x7fELF of another machine"
         kinds = {"cut": content[:half], "zeroed": content[:half] + bytes(len(content) - half), "foreign": foreign}
         copied.write_bytes(kinds.get(damage, foreign + build._digest(foreign)))
-    run = _run("-c", LOADED)
+    run = fresh("-c", LOADED)
     assert run.returncode == 0 and run.stdout == "False\n", run.stderr[-2000:]
     assert "the plain operators run" in run.stderr

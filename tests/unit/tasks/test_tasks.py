@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 
 import ttf
 from tests.composing import composed
+from tests.fresh_python import fresh
 from ttf.config_store import model as config
 from ttf.data.scenes import SceneClassification, SceneSegmentation
 from ttf.models.weights import load_model
@@ -68,7 +67,7 @@ def test_what_is_wrong_is_said() -> None:
 
 def test_hydra_is_not_needed() -> None:
     code = "import sys, ttf, ttf.tasks; print(sorted({m.split('.')[0] for m in sys.modules} & {'hydra'}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = fresh("-c", code)
     assert done.stdout == "[]\n", done.stderr[-2000:]
 
 

@@ -1,7 +1,6 @@
 // Attention with the column sums of its map (Eq. 2, 7): a block of the map at a time, in the second-level cache.
 #pragma once
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>

@@ -1,7 +1,6 @@
 // Selection, assignment and transform of the tokens of a layer (Eq. 3-8).
 #pragma once
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
