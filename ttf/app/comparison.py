@@ -104,5 +104,6 @@ def compare(loaded: Loaded, picture: Any, ways: Sequence[Way], question: str = "
         layers = [] if title == "uncompressed" else ttf.trace(twin, batch)
         change = {} if title == "uncompressed" else loaded.viewer.change(answers[title], base)
         costs = (ttf.measure.gmacs(twin, batch.shape, batch), 1e3 * times[title].median_s, times[title].speed_up)
-        columns.append(Column(title, answers[title], *costs, change, layers, _remaining(layers)))
+        answer = loaded.viewer.beside(answers[title], base)
+        columns.append(Column(title, answer, *costs, change, layers, _remaining(layers)))
     return Comparison(image, columns, refused)

@@ -22,7 +22,7 @@ class Settings:
         value: in (0, 1].
         blocks: 0-based numbers with commas; empty: the family's default.
         image: number of the data set's picture, from 0 on.
-        question: for models that are asked one.
+        question: for models that are asked one; empty: the first one of the data set.
     """
 
     model: str = ""
@@ -32,7 +32,7 @@ class Settings:
     value: float = 0.7
     blocks: str = ""
     image: int = 0
-    question: str = "How many digits are there?"
+    question: str = ""
 
     def query(self) -> str:
         """ "?model=vit_mini&value=0.5": what differs from the defaults, and the model."""

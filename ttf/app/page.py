@@ -20,6 +20,7 @@ from ttf.app.viewers import shown
 FOLDER = Path(__file__).parent
 LEAST = 0.1
 FONT = ["system-ui", "sans-serif"]  # nothing is fetched from elsewhere
+SUGGESTED = 6  # questions that are shown beside the field
 OWN = -1  # the number of a picture that the person brought
 HEAD = "# Token Transforming\nWhich tokens go, what the model says without them, and what that saves."
 
@@ -42,12 +43,19 @@ class Page:
         loaded = self.shelf.loaded(told.model)
         number = min(max(told.image, 0), len(loaded.pictures) - 1)
         values = [told.model, told.method, told.other, told.by, told.value, told.blocks]
-        return [*values, gr.update(value=told.question, visible=loaded.viewer.asks), *self._pictures(loaded, number)]
+        return [*values, self._question(loaded, told.question), *self._pictures(loaded, number)]
 
     def changed_model(self, name: str) -> list[Any]:
         """Another model: its question and its pictures."""
         loaded = self.shelf.loaded(name)
-        return [gr.update(visible=loaded.viewer.asks), *self._pictures(loaded, 0)]
+        return [self._question(loaded, ""), *self._pictures(loaded, 0)]
+
+    @staticmethod
+    def _question(loaded: Loaded, told: str) -> Any:
+        """What is asked, with what the data set asks, for models that are asked."""
+        known = loaded.questions
+        said = f"of the data set: {' '.join(known[:SUGGESTED])}" if known else None
+        return gr.update(value=told or (known[0] if known else ""), info=said, visible=loaded.viewer.asks)
 
     @staticmethod
     def _pictures(loaded: Loaded, number: int) -> list[Any]:

@@ -36,12 +36,14 @@ class Loaded:
         model: uncompressed, with its weights.
         viewer: how its answers are shown.
         pictures: some of its data set, as far as that is here.
+        questions: what the data set asks about them; () for models that are asked nothing.
     """
 
     name: str
     model: nn.Module
     viewer: Viewer
     pictures: list[Image.Image]
+    questions: tuple[str, ...] = ()
 
 
 def methods() -> dict[str, dict[str, Any]]:
@@ -97,13 +99,16 @@ class Shelf:
             raise ValueError(f"model {name!r} is not here: choose one of {', '.join(self.names)}")
         cfg = self._config(name)
         network = load_model(cfg.model, None, self.paths.weights, self.paths.downloads).to(self.device)
-        return Loaded(name, network, VIEWERS[cfg.task.name](cfg, network), _pictures(cfg))
+        viewer = VIEWERS[cfg.task.name](cfg, network)
+        return Loaded(name, network, viewer, *_examples(cfg, viewer.asks))
 
 
-def _pictures(cfg: DictConfig) -> list[Image.Image]:
-    """Some pictures of the data set; none where it is not on this machine."""
+def _examples(cfg: DictConfig, asks: bool) -> tuple[list[Image.Image], tuple[str, ...]]:
+    """Some pictures of the data set, and the questions about them; none where it is not on this machine."""
     try:
         data = build(cfg.task.data[cfg.task.dataset])
     except ValueError:
-        return []
-    return [data.image(index).convert("RGB") for index in Shuffled(data, PICTURES).indices]
+        return [], ()
+    chosen = Shuffled(data, PICTURES).indices
+    asked = dict.fromkeys(one.text for index in chosen for one in data.questions(index)) if asks else ()
+    return [data.image(index).convert("RGB") for index in chosen], tuple(asked)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import matplotlib
@@ -72,6 +72,10 @@ class Viewer(ABC):
     @abstractmethod
     def answer(self, model: nn.Module, image: Tensor, question: str) -> Answer:
         """What the model says of a prepared image (1, 3, h, w)."""
+
+    def beside(self, answer: Answer, base: Answer) -> Answer:
+        """An answer as it is shown beside the uncompressed model's, which may set the scale of its picture."""
+        return answer
 
     @abstractmethod
     def change(self, ours: Answer, base: Answer) -> dict[str, str]:
@@ -196,11 +200,15 @@ class Depths(Viewer):
     def answer(self, model: nn.Module, image: Tensor, question: str) -> Answer:
         """See ``Viewer.answer``."""
         depth = model(image)[0].float().cpu()
-        near, far = depth.min().item(), depth.max().item()
-        scaled = 1 - (depth - near) / max(far - near, 1e-6)
-        colours = matplotlib.colormaps["magma"](scaled.numpy())[..., :3]
-        drawn = Image.fromarray((255 * colours).astype(np.uint8))
-        return Answer(((f"nearest {near:.2f} m, farthest {far:.2f} m", -1.0),), drawn, depth)
+        line = f"nearest {depth.min().item():.2f} m, farthest {depth.max().item():.2f} m"
+        return self.beside(answer := Answer(((line, -1.0),), raw=depth), answer)
+
+    def beside(self, answer: Answer, base: Answer) -> Answer:
+        """See ``Viewer.beside``: the same colour is the same depth."""
+        near, far = base.raw.min().item(), base.raw.max().item()
+        scaled = 1 - (answer.raw - near) / max(far - near, 1e-6)
+        colours = matplotlib.colormaps["magma"](scaled.clamp(0, 1).numpy())[..., :3]
+        return replace(answer, picture=Image.fromarray((255 * colours).astype(np.uint8)))
 
     def change(self, ours: Answer, base: Answer) -> dict[str, str]:
         """Mean relative difference."""
@@ -225,8 +233,17 @@ class Answers(Viewer):
         """See ``Viewer.answer``."""
         features = model.features(image)
         said = model.answer([question], features)[0] if question.strip() else "(ask a question)"
-        tokens = f"{len(features[0])} tokens of the picture were read"
-        return Answer(((said or "(nothing)", -1.0), (tokens, -1.0)), raw=said)
+        lines = [said or "(nothing)", f"{len(features[0])} tokens of the picture were read"]
+        if unknown := self._unknown(question):
+            lines.append(f"words that it does not know: {', '.join(unknown)}")
+        return Answer(tuple((line, -1.0) for line in lines), raw=said)
+
+    def _unknown(self, question: str) -> list[str]:
+        """Words of a question that the model's vocabulary lacks."""
+        words = self.model.tokenizer
+        found = words(question, add_special_tokens=False, return_offsets_mapping=True)
+        places = zip(found["input_ids"], found["offset_mapping"], strict=True)
+        return [question[start:end] for number, (start, end) in places if number == words.unk_token_id]
 
     def change(self, ours: Answer, base: Answer) -> dict[str, str]:
         """Whether the answers are the same."""

@@ -25,7 +25,7 @@ OURS = Way("ours", {"method": "token_transform", "ratio": 0.5})
 def shelf(tmp_path_factory):
     paths = composed("app").paths
     paths.weights, paths.data = None, str(tmp_path_factory.mktemp("none"))
-    return Shelf(paths, "cpu", ["vit_mini", "segmenter_mini", "vitdet_ti"])
+    return Shelf(paths, "cpu", ["vit_mini", "segmenter_mini", "vitdet_ti", "dpt_mini", "llava_mini"])
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,47 @@ def test_masks_and_boxes(shelf):
     assert shown(seen.image, boxes.viewer.mean, boxes.viewer.std).shape == (240, 320, 3)
 
 
+def test_depths(shelf):
+    """The numbers are those of the model; near is bright, and a colour is the same depth in every column."""
+    loaded = shelf.loaded("dpt_mini")
+    seen = compare(loaded, loaded.pictures[0], [OURS])
+    image = loaded.viewer.prepare(loaded.pictures[0]).unsqueeze(0)
+    with torch.no_grad():
+        base = loaded.model(image)[0]
+        ours = ttf.apply(ttf.twin(loaded.model), ratio=0.5)(image)[0]
+    (line, share), picture = seen.columns[0].answer.lines[0], np.asarray(seen.columns[0].answer.picture).sum(2)
+    assert line == f"nearest {base.min():.2f} m, farthest {base.max():.2f} m" and share == -1
+    assert picture.shape == (96, 96) and picture[base == base.min()] > picture[base == base.max()]
+    off = 100 * ((ours - base).abs() / base).mean().item()
+    assert float(seen.columns[1].change["depth that differs"].split()[0]) == pytest.approx(off, abs=0.01) and off > 0
+    far = loaded.viewer.beside(
+        replace(seen.columns[1].answer, raw=torch.full((96, 96), base.max())), seen.columns[0].answer
+    )
+    assert (np.asarray(far.picture).sum(2) == picture[base == base.max()][0]).all()
+    assert "<ol class=ttf-lines><li>nearest" in html.answers(seen) and "<meter" not in html.answers(seen)
+
+
+def test_questions(shelf):
+    """The data set's own come first; what is answered is what the model answers with the tokens that remain."""
+    pytest.importorskip("transformers", reason="needs transformers: pip install 'ttf[hf]'")
+    loaded = shelf.loaded("llava_mini")
+    assert loaded.viewer.asks and len(loaded.pictures) == 8 and "how many digits are there ?" in loaded.questions
+    asked = "which digit is the largest ?"
+    seen = compare(loaded, loaded.pictures[0], [OURS], asked)
+    image = loaded.viewer.prepare(loaded.pictures[0]).unsqueeze(0)
+    twin = ttf.apply(ttf.twin(loaded.model), ratio=0.5)
+    with torch.no_grad():
+        said = [model.answer([asked], model.features(image))[0] for model in (loaded.model, twin)]
+    assert [column.answer.lines[0][0] for column in seen.columns] == said and said[0].isdigit()
+    read = [column.answer.lines[1][0] for column in seen.columns]
+    assert read == [f"{count} tokens of the picture were read" for count in (144, 18)]
+    assert seen.columns[1].change == {"same answer": "yes" if said[0] == said[1] else "no"}
+    lines = compare(loaded, loaded.pictures[0], [], "Is it <b> there ?").columns[0].answer.lines
+    assert lines[2][0].startswith("words that it does not know: Is, it") and "<b>" not in html.answers(seen)
+    silent = compare(loaded, loaded.pictures[0], [], " ").columns[0].answer
+    assert silent.lines[0][0] == "(ask a question)" and len(silent.lines) == 2
+
+
 def test_a_way_that_a_model_cannot_go_is_said(shelf):
     loaded = shelf.loaded("vit_mini")
     seen = compare(loaded, loaded.pictures[0], [Way("late <b>", {"method": "evit", "ratio": 0.5, "blocks": [40]})])
@@ -105,7 +146,7 @@ def test_links():
 
 
 def test_a_shelf_offers_what_is_here(shelf):
-    assert shelf.names[0] == "vit_mini" and set(shelf.names) == {"vit_mini", "segmenter_mini", "vitdet_ti"}
+    assert shelf.names[0] == "vit_mini" and {"segmenter_mini", "vitdet_ti", "dpt_mini"} < set(shelf.names)
     with pytest.raises(ValueError, match="there is no model vit_nano"):
         Shelf(shelf.paths, "cpu", ["vit_nano"])
     with pytest.raises(ValueError, match="is not here: choose one of"):
