@@ -14,8 +14,8 @@ from ttf.config_store import CONFIGS
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="answers")
 @cli.job
 def main(cfg: DictConfig) -> None:
-    from ttf.report.answers import figure
-    from ttf.tasks.examples import examples
+    from ttf.report.figures import check_figure
+    from ttf.tasks.drawn_answers import picture
 
-    figure(examples(cfg, cfg.pick), Path(cfg.figure))
-    print(cfg.figure)
+    check_figure(Path(cfg.figure))
+    print(*picture(cfg, Path(cfg.figure), cfg.pick), sep="\n")

@@ -1,7 +1,7 @@
 """What a method does, as a picture: ``ttf visualize model=vit_ti_augreg limit=4``.
 
-Of classifiers informative tokens and rows of W; predictions side by side of depth models (``task=depth model=dpt_ti``)
-and detectors (``task=det model=vitdet_ti``).
+Of classifiers informative tokens and rows of W; predictions side by side of depth models (``task=depth model=dpt_ti``),
+detectors (``task=det model=vitdet_ti``) and vision-language models (``task=vqa model=llava_mini``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from ttf import cli
 from ttf.config_store import CONFIGS
 
-SIDE_BY_SIDE = {"depth": "ttf.tasks.depth_maps", "det": "ttf.tasks.drawn_boxes"}
+SIDE_BY_SIDE = {"depth": "ttf.tasks.depth_maps", "det": "ttf.tasks.drawn_boxes", "vqa": "ttf.tasks.drawn_answers"}
 READ_BY = {"ways": (*SIDE_BY_SIDE,), "depth_png": ("depth",)}
 
 

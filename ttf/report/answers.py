@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 PANEL = 2.3  # inches
 LINE = 0.17  # inches of a line of text
 WIDTH = 34  # letters of a line
-RIGHT, WRONG = "#00703c", "#b00020"
+COLOURS = {True: "#00703c", False: "#b00020", None: "black"}
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Said:
 
     Attributes:
         answers: to its questions, in order.
-        right: which of them are.
+        right: which of them are; None where that is not public.
         left: (rows, columns) bool, patches whose tokens were left; None: all of them.
         tokens: how many the language model read.
     """
 
     answers: Sequence[str]
-    right: Sequence[bool]
+    right: Sequence[bool | None]
     left: np.ndarray | None
     tokens: int
 
@@ -86,5 +86,5 @@ def figure(examples: Sequence[Example], path: Path) -> None:
         for axes, one in zip(below[1:], example.said.values(), strict=True):
             pairs = zip(one.answers, one.right, strict=True)
             shown = ((textwrap.shorten(text, WIDTH) or "(nothing)", right) for text, right in pairs)
-            _write(axes, [(text, RIGHT if right else WRONG) for text, right in shown])
+            _write(axes, [(text, COLOURS[right]) for text, right in shown])
     save(drawing, path)

@@ -17,7 +17,7 @@ from ttf.data.files import atomic_write, check_replaceable
 from ttf.data.reading import SIXTEEN_BITS
 from ttf.report.depth_maps import Example, Predicted, figure
 from ttf.tasks.depth import Depth
-from ttf.tasks.pictures import drawn, left
+from ttf.tasks.pictures import drawn, left, ways
 
 
 def _abs_rel(task: Depth, depth: Tensor, truth: Tensor) -> float | None:
@@ -67,9 +67,9 @@ def picture(cfg: DictConfig, path: Path, positions: Sequence[int] | None) -> lis
     With ``cfg.depth_png`` the predictions are written, too: FOLDER/POSITION_WAY.png, the uncompressed model's as way 0.
 
     Raises:
-        ValueError: the model is not for depth, there is no such image, or see ``pictures.ways``.
+        ValueError: the model is not for depth, there is no such image, or see ``pictures.chosen``.
     """
-    _, found = drawn(cfg, Depth, _example, positions)
+    _, found = drawn(cfg, Depth, _example, positions, ways)
     figure([example for _, example in found], path)
     written = [path]
     for position, example in found:

@@ -14,7 +14,7 @@ import ttf
 from ttf.models.detector import Found
 from ttf.report.boxes import Drawn, Example, figure
 from ttf.tasks.detection import Detection
-from ttf.tasks.pictures import drawn, left
+from ttf.tasks.pictures import drawn, left, ways
 
 LEAST = 0.5  # score of a box that is drawn
 
@@ -52,9 +52,9 @@ def picture(cfg: DictConfig, path: Path, positions: Sequence[int] | None) -> lis
     """Draw the images at ``positions`` of the shuffle (None: all of them); what was written.
 
     Raises:
-        ValueError: the model is not for detection, there is no such image, or see ``pictures.ways``.
+        ValueError: the model is not for detection, there is no such image, or see ``pictures.chosen``.
     """
-    task, found = drawn(cfg, Detection, _example, positions)
+    task, found = drawn(cfg, Detection, _example, positions, ways)
     data: Any = task.set
     figure([example for _, example in found], data.classes, path, f"boxes of score {LEAST} and more")
     return [path]

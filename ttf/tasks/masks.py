@@ -10,7 +10,7 @@ from torch import nn
 
 import ttf
 from ttf.report.masks import Example
-from ttf.tasks.pictures import drawn
+from ttf.tasks.pictures import drawn, ways
 from ttf.tasks.segmentation import Segmentation, label_map
 
 
@@ -32,7 +32,7 @@ def examples(cfg: DictConfig, positions: Sequence[int] | None) -> tuple[list[Exa
     """Predictions for the images at ``positions`` of the shuffle (None: all of them), and the data set.
 
     Raises:
-        ValueError: the model is not for segmentation, there is no such image, or see ``pictures.ways``.
+        ValueError: the model is not for segmentation, there is no such image, or see ``pictures.chosen``.
     """
-    task, found = drawn(cfg, Segmentation, _example, positions)
+    task, found = drawn(cfg, Segmentation, _example, positions, ways)
     return [example for _, example in found], task.set
