@@ -51,6 +51,8 @@ def _words(wanted: Any) -> str:
         return " or ".join(_words(one) for one in inner)
     if origin is Literal:
         return "one of " + ", ".join(map(str, inner))
+    if origin is Mapping:
+        return "a mapping"
     if origin is not None and inner and origin is not dict:
         return f"a list, each of it {_words(inner[0])}"
     return WORDS.get(wanted, getattr(wanted, "__name__", str(wanted)))

@@ -75,10 +75,7 @@ class Knobs(Command):
     )
     kappa: float | None = number(None, "the gate threshold (Eq. 3), in [-1, 1]", low=-1, high=1)
     tau: float | None = number(
-        None,
-        "the inverse temperature (Eq. 5) and must be above 0, at most 1e6",
-        above=0,
-        high=LARGEST_TAU,
+        None, "the inverse temperature (Eq. 5) and must be above 0, at most 1e6", above=0, high=LARGEST_TAU
     )
     blocks: Sequence[int] | None = listed()
     recover: bool | Literal["nearest", "transpose"] = False
@@ -102,6 +99,8 @@ class Evaluation(Knobs):
     workers: int = count(0, "processes that read images", least=0)
     on_bad_image: Literal["stop", "skip"] = "stop"
     device: str = "auto"
+    device_map: str | Mapping[str, int | str] | None = None
+    offload: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     out: str | None = None
     force: bool = False
@@ -136,7 +135,7 @@ class Search(Evaluation):
 
 @dataclass(frozen=True)
 class Picture(Evaluation):
-    """Of ``configs/visualize.yaml`` and ``configs/masks.yaml``."""
+    """Of ``configs/visualize.yaml``, ``masks.yaml`` and ``answers.yaml``."""
 
     pick: Sequence[int] | None = count(None, "positions in the shuffle", least=0)
     ways: Sequence[str] | None = listed()
@@ -218,7 +217,7 @@ COMMANDS: dict[str, type[Command]] = {
     "search": Search,
     "finetune": Finetune,
     "app": App,
-    **dict.fromkeys(("visualize", "masks"), Picture),
+    **dict.fromkeys(("visualize", "masks", "answers"), Picture),
     **dict.fromkeys(("roofline", "operators"), Costs),
     **dict.fromkeys(("sweep", "table", "figure", "report"), Rows),
 }
@@ -251,10 +250,12 @@ class Objective(Command):
 
 
 GROUPS: dict[str, type[Command]] = {"throughput": Throughput, "mixing": Mixing, "objective": Objective}
+OF_EVALUATION = {"device_map", "offload"}  # read by eval alone
 # what commands that share the settings of others do not read
-UNREAD = {
-    "matrices": {"budget"},
-    "search": {"ratio", "blocks", "limit", "workers", "force", "schedule", "throughput", "logger"},
+UNREAD: dict[str, set[str]] = {
+    "eval": set(),
+    "matrices": {"budget", *OF_EVALUATION},
+    "search": {"ratio", "blocks", "limit", "workers", "force", "schedule", "throughput", "logger", *OF_EVALUATION},
 }
 NOWHERE = ("weights", "downloads")  # places that may be null
 
@@ -303,8 +304,7 @@ def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
 
 def _check_values(kind: type[Command], name: str, node: Any) -> None:
     """Raise ``ValueError`` for what a config says otherwise than its dataclass; other keys are groups."""
-    known = {one.name for one in fields(kind)}
-    values = {str(key): node[key] for key in node if key in known}
+    values = {str(key): node[key] for key in node if key in kind.__dataclass_fields__}
     plain: Any = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
     try:
         kind(**plain)
@@ -341,7 +341,7 @@ def check(cfg: DictConfig, given: Sequence[str] = (), command: str = "eval") -> 
     added = [one.split("=")[0].lstrip("+") for one in given if one.startswith("+")]
     loose = [key for key in added if "." not in key and "/" not in key and "@" not in key]
     keys = [one.split("=")[0].lstrip("~") for one in given]
-    loose += [key for key in keys if key.split(".")[0] in UNREAD.get(command, ())]
+    loose += [key for key in keys if key.split(".")[0] in UNREAD.get(command, OF_EVALUATION)]
     if loose:
         raise ValueError(f"{', '.join(loose)} would have no effect: no such setting is read by this command")
     if command == "search" and cfg.budget is None:

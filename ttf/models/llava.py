@@ -17,6 +17,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from ttf.errors import MissingError
 from ttf.models import tower_tokens
+from ttf.models.placement import Placement, free_tower, is_hooked
 
 IMAGE = "<image>"
 COUNTED_WORDS = 64  # of a prompt in ``forward``, whose cost stands for that of a question
@@ -126,7 +127,7 @@ class VisionLanguageModel(nn.Module):
 
     def _embedded(self, ids: Tensor) -> Tensor:
         embedding = self.model.get_input_embeddings()
-        return embedding(ids.to(embedding.weight.device))
+        return embedding(ids if is_hooked(embedding) else ids.to(embedding.weight.device))
 
     def spliced(self, question: str, features: Tensor | None) -> Tensor:
         """Embeddings of a prompt, (T + M, width); without an image the words alone."""
@@ -169,8 +170,7 @@ class VisionLanguageModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits of the next word after a prompt of ``COUNTED_WORDS`` words with the image, (B, words)."""
         features = self.features(images)
-        embedding = self.model.get_input_embeddings().weight
-        words = embedding[:1].expand(COUNTED_WORDS, -1)
+        words = self._embedded(torch.zeros(COUNTED_WORDS, dtype=torch.long))
         prompts = [torch.cat((words, tokens.to(words))) for tokens in features]
         embeds, mask = self.padded(prompts)
         padded = len({len(prompt) for prompt in prompts}) > 1
@@ -232,7 +232,13 @@ def in_shapes(name: str, answer_tokens: int = 128, prompt: str = PROMPT) -> Visi
     return VisionLanguageModel(model.eval(), None, Preparation(336, *CLIP_COLOURS), prompt, answer_tokens)
 
 
-def llava(name: str, answer_tokens: int = 128, prompt: str = PROMPT, pretrained: bool = False) -> VisionLanguageModel:
+def llava(
+    name: str,
+    answer_tokens: int = 128,
+    prompt: str = PROMPT,
+    pretrained: bool = False,
+    placement: Placement | None = None,
+) -> VisionLanguageModel:
     """A LLaVA by its name among the files of this machine (the hub's cache), or from a folder of ``save_pretrained``.
 
     Args:
@@ -240,6 +246,7 @@ def llava(name: str, answer_tokens: int = 128, prompt: str = PROMPT, pretrained:
         answer_tokens: the longest answer; 1024 for ScienceQA in the official code, 128 elsewhere.
         prompt: see ``VisionLanguageModel``.
         pretrained: load its weights; else they are random, and the sizes of LLaVA-1.5 7B need no file.
+        placement: of the weights, over several devices; None: in memory, in the dtype of the files.
 
     Raises:
         MissingError: transformers is not installed, or there is no such model here.
@@ -258,9 +265,12 @@ def llava(name: str, answer_tokens: int = 128, prompt: str = PROMPT, pretrained:
         words = library.AutoTokenizer.from_pretrained(name, **local)
         processor = library.AutoImageProcessor.from_pretrained(name, **local)
         kind = library.LlavaForConditionalGeneration
-        model = kind.from_pretrained(name, dtype="auto", **local) if pretrained else kind._from_config(config)
+        how = {"dtype": "auto"} if placement is None else placement.options()
+        model = kind.from_pretrained(name, **how, **local) if pretrained else kind._from_config(config)
     except OSError as error:
         raise MissingError(f"{name} is not on this machine ({str(error).splitlines()[0]})") from error
+    if placement is not None:
+        free_tower(model)
     return VisionLanguageModel(
         model.eval(), words, _preparation(processor, config.vision_config.image_size), prompt, answer_tokens
     )

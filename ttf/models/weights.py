@@ -26,15 +26,19 @@ from ttf.models.download import fetch, published, verify
 EMBEDDED = Path(__file__).parent / "checkpoints"
 OFFICIAL: dict[str, Callable[[dict[str, Any]], dict[str, Tensor]]] = {"mae_vit_h": mae.from_official}
 PATCHES = "patch_embed.proj.weight"
+TOWER, NOTHING = "model.model.vision_tower.", "\0"  # beginnings of names
 
 
-def save_weights(model: nn.Module, path: Path, half: bool = False) -> None:
+def save_weights(model: nn.Module, path: Path, half: bool = False, without: str = NOTHING) -> None:
     """Write the state dict of ``model`` as safetensors, floating-point tensors in fp16 if ``half``.
 
     A tensor that the model lists under several names (PS-ViT's position layer) is written under each of them.
+    Tensors whose names begin with ``without`` are left out.
     """
     tensors, seen = dict[str, Tensor](), set[int]()
     for key, value in model.state_dict().items():
+        if key.startswith(without):
+            continue
         value = value.detach().cpu().contiguous()
         tensors[key] = value.clone() if value.data_ptr() in seen else value  # safetensors refuses shared memory
         seen.add(value.data_ptr())
@@ -215,15 +219,18 @@ def load_model(
     checkpoint: str | Path | None = None,
     folder: str | Path | None = None,
     downloads: str | Path | None = None,
+    placement: Any = None,
 ) -> nn.Module:
     """The network of a model config with its trained weights, in evaluation mode.
 
     Args:
         model: config group ``model``: name, network (a ``_target_``), weights ("embedded", "hub", "official",
-            "transformers": its target loads them by itself, or "none": it has nothing that is trained).
+            "transformers": its target loads them by itself, or "none": it has nothing that is trained), tower (the
+            config of another embedded model, where its encoder is the tower).
         checkpoint: a file instead; see ``checkpoint_files.read``. It is not compared with published hashes.
         folder: looked into first, for files named after timm's tags or like the official ones.
         downloads: official files are looked for there, and downloaded to there; None: nothing is downloaded.
+        placement: a ``ttf.models.placement.Placement``, of vision-language models of transformers.
 
     Raises:
         MissingError: no weights to be had.
@@ -232,7 +239,8 @@ def load_model(
     if model.weights == "none":
         return build(model.network).eval()
     if model.weights == "transformers" and not checkpoint:
-        return build(model.network, pretrained=True).eval()
+        make = build(model.network, _partial_=True)  # a dataclass would not come through Hydra
+        return make(pretrained=True, **({"placement": placement} if placement else {})).eval()
     path = Path(checkpoint) if checkpoint else _local(model, folder, downloads)
     if path is None:
         return _from_hub(model.network, folder).eval()
@@ -240,9 +248,19 @@ def load_model(
     if model.name in OFFICIAL:
         tensors = OFFICIAL[model.name](tensors)
     network = build(model.network)
+    if model.get("tower"):
+        tensors = _tower_of(network, model.tower) | tensors
     load_strictly(network, tensors, str(path))
     _apply_metadata(network, metadata)
     return network.eval()
+
+
+def _tower_of(network: nn.Module, tower: Any) -> dict[str, Tensor]:
+    """The tower of a LLaVA from the weights of another embedded model; files of the LLaVA leave it out."""
+    from ttf.models.llava_mini import take_tower  # transformers: not for every model
+
+    take_tower(network, load_model(tower))
+    return {name: value for name, value in network.state_dict().items() if name.startswith(TOWER)}
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -250,8 +268,17 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())
+        value = _offloaded(model, key) if value.is_meta else value
         digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _offloaded(model: nn.Module, key: str) -> Tensor:
+    """A value that Accelerate keeps elsewhere until it is used."""
+    path, _, name = key.rpartition(".")
+    hook: Any = model.get_submodule(path)
+    value: Tensor = hook._hf_hook.weights_map[name]
+    return value
 
 
 def file_digest(path: Path) -> str:

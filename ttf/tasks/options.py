@@ -11,6 +11,7 @@ from ttf import processes
 from ttf.arguments import HOST_OPTIONS
 from ttf.building import build
 from ttf.config_store import models
+from ttf.models.placement import Placement
 from ttf.tasks.base import Task
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -42,6 +43,26 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} is not available here: use device=cpu or device=auto") from error
     return device
+
+
+def pick_placement(cfg: DictConfig) -> Placement | None:
+    """Where Accelerate puts the parts of a vision-language model; None: the model is on one device.
+
+    Raises:
+        ValueError: another model, settings that have no effect with it, or see ``Placement``.
+    """
+    if cfg.get("device_map") is None:
+        if cfg.get("offload") is not None:
+            raise ValueError("offload would have no effect: it is a folder for what device_map puts on disk")
+        return None
+    if "vqa" not in cfg.model.tasks or cfg.model.weights != "transformers":
+        raise ValueError(f"device_map is for vision-language models from the hub, and {cfg.model.name} is none")
+    if cfg.device != "auto" or cfg.checkpoint:
+        raise ValueError("device_map says where the weights of the hub's files go: leave device and checkpoint out")
+    if cfg.throughput.batch_size:
+        raise ValueError("the speed of a model over several devices is not measured: set throughput.batch_size=0")
+    given: Any = OmegaConf.to_container(OmegaConf.create({"map": cfg.device_map}))
+    return Placement(given["map"], cfg.offload, pick_dtype(cfg.dtype))
 
 
 def pick_dtype(name: str) -> torch.dtype:

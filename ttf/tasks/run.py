@@ -29,7 +29,7 @@ from ttf.results.store import SCHEMA, Row, Store, signature
 from ttf.tasks.availability import check_fetched, trained_weights
 from ttf.tasks.classification import Classification
 from ttf.tasks.identity import baseline_of, key_of, settings
-from ttf.tasks.options import check_pair, how_far, make_task, pick_device, pick_dtype, reduction
+from ttf.tasks.options import check_pair, how_far, make_task, pick_device, pick_dtype, pick_placement, reduction
 from ttf.tasks.parts import part_of
 
 COUNTED_IMAGES = 16  # where the number of tokens depends on the image, GMACs are a mean over so many
@@ -71,7 +71,7 @@ class Run:
         self.checkpoint = _checkpoint(cfg)
         self.matrices = _matrices(cfg, self.checkpoint)
         self.dtype, self.reduction = pick_dtype(cfg.dtype), reduction(cfg)
-        self.settings = settings(cfg)
+        self.placement, self.settings = pick_placement(cfg), settings(cfg)
         check_fetched(cfg)
         self.task = make_task(cfg)
         self.model: nn.Module | None = None
@@ -90,7 +90,8 @@ class Run:
         """The model with its weights, and its preprocessing, which the task takes on."""
         if self.model is not None:
             return self.model, self.how
-        model = load_model(self.cfg.model, self.checkpoint, self.cfg.paths.weights, self.cfg.paths.downloads)
+        places = (self.cfg.paths.weights, self.cfg.paths.downloads)
+        model = load_model(self.cfg.model, self.checkpoint, *places, self.placement)
         self.model, self.how = model, self.task.adopt(model)
         return model, self.how
 
@@ -141,7 +142,10 @@ class Run:
         """
         begin = time.time()
         model, how = self.load()
-        model.to(self.device, self.dtype)
+        if self.placement is None:
+            model.to(self.device, self.dtype)
+        else:
+            self.device = next(model.parameters()).device  # the tower's
         self._fit_method(model)
         with self._compression(model):  # a wrong option shows before the long evaluation
             costs, plan = self._costs(model), api.plan(model)
@@ -210,7 +214,18 @@ class Run:
 
 
 HIDDEN = ("paths.", "out=", "checkpoint=", "hydra.", "force=")  # of commands that rows keep
-OF_THIS_RUN = (*HIDDEN, "experiment=", "batch_size=", "workers=", "device=", "throughput.", "logger", "on_missing=")
+OF_THIS_RUN = (
+    *HIDDEN,
+    "experiment=",
+    "batch_size=",
+    "workers=",
+    "device=",
+    "device_map=",
+    "offload=",
+    "throughput.",
+    "logger",
+    "on_missing=",
+)
 
 
 def overrides() -> list[str]:

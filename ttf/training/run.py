@@ -20,7 +20,7 @@ from ttf.data.files import atomic_write
 from ttf.metrics.paired import mcnemar
 from ttf.models.dpt import DPT
 from ttf.models.segmenter import encoder_from_timm
-from ttf.models.weights import load_model, load_strictly, save_weights
+from ttf.models.weights import NOTHING, TOWER, load_model, load_strictly, save_weights
 from ttf.results.store import Row, signature, write_json
 from ttf.tasks.options import reduction
 from ttf.training.data import Mixing
@@ -110,15 +110,16 @@ class FineTuning:
             model = load_model(cfg.model, *places) if cfg.pretrained else build(cfg.model.network)
             if cfg.encoder is not None:
                 own = (cfg.encoder.get("checkpoint") or cfg.checkpoint, *places[1:])
-                self._take_encoder(model, load_model(cfg.encoder, *own).state_dict())
+                self._take_encoder(model, load_model(cfg.encoder, *own))
         return model.to(self.engine.device)
 
-    def _take_encoder(self, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    def _take_encoder(self, model: nn.Module, trained: nn.Module) -> None:
         """Give the encoder of a dense model, or the tower of a LLaVA, the weights of a trained ViT."""
+        tensors = trained.state_dict()
         if "vqa" in self.cfg.model.tasks:
             from ttf.models.llava_mini import take_tower  # transformers: not for every training
 
-            take_tower(model, tensors)
+            take_tower(model, trained)
         else:
             start = model.with_encoder(tensors) if isinstance(model, DPT) else encoder_from_timm(model, tensors)
             load_strictly(model, start, self.cfg.encoder.name)
@@ -184,7 +185,8 @@ class FineTuning:
 
     def _write(self, outcome: Row) -> None:
         """The final weights and the summary, with the settings that it is of."""
-        save_weights(self.model, self.folder / f"{self.cfg.model.name}.safetensors", half=self.cfg.half)
+        without = TOWER if self.cfg.model.get("tower") else NOTHING
+        save_weights(self.model, self.folder / f"{self.cfg.model.name}.safetensors", self.cfg.half, without)
         if isinstance(matrices := getattr(self.objective, "matrices", None), TrainableMatrices):
             save_matrices(matrices.method(), self.folder / "method.safetensors")
         write_json(self.folder / "summary.json", {**outcome, "config": self._settings()})
