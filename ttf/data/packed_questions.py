@@ -1,4 +1,4 @@
-"""Many questions about one scene behind one copy of its image tokens: what a language model is trained on.
+"""Many questions about one image behind one copy of its tokens: what a language model is trained on.
 
 A question sees the image and itself alone, so the answers are those of separate prompts. In training the positions of
 an image's tokens are squeezed into a random number of places, and questions begin behind them: a language model that
@@ -8,8 +8,9 @@ Shapes: T ids of an item (a fixed number), n patches of the image, C channels of
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from ttf.data.scene_questions import KINDS, Digits, SceneQuestions, ask
 from ttf.data.scenes import compose_apart
 
 IGNORED = -100
-AT_ONCE = 16  # scenes that the tower reads together
+AT_ONCE = 16  # images that the tower reads together
 FEWEST = 8  # places that the tokens of an image are squeezed into
 EXIST = 0  # of KINDS: its questions are of the splits of POPE
 Stage = Mapping[str, Any]
@@ -40,15 +41,23 @@ class Reader(Protocol):
         """Ids of an answer with the end."""
 
 
+class Labelled(NamedTuple):
+    """An image with the labels of its patches (n,), ``IGNORED`` where there is none, and what is asked about."""
+
+    image: Image.Image
+    labels: Tensor
+    things: Any
+
+
 class _Seen(NamedTuple):
-    """What is kept of a scene: what the tower sees of it, the labels of its patches, and its digits."""
+    """What is kept of an image: what the tower sees of it, the labels of its patches, and what is asked about."""
 
     tokens: Tensor
     labels: Tensor
-    digits: Digits
+    things: Any
 
 
-class _Pack:
+class Pack:
     """Ids of questions one after the other, as long as they fit in ``room``."""
 
     def __init__(self, before: Tensor, room: int) -> None:
@@ -78,8 +87,73 @@ class _Pack:
         return tuple(torch.tensor([*row, *[fill] * self.room]) for row, fill in rows)
 
 
-class PackedQuestions(Dataset[tuple[Tensor, ...]]):
+class Packs(Dataset[tuple[Tensor, ...]], ABC):
     """Items (tokens (n, C), labels of patches (n,), ids, labels, kinds, positions, segments (T,) each).
+
+    Args:
+        length: number of items.
+        images: how many different images; what the tower sees of each is kept in memory.
+        room: ids of all questions of an item.
+        transform: the model's ``Reader``.
+    """
+
+    kinds: ClassVar[tuple[str, ...]]  # of questions, each a column of the training's log
+
+    def __init__(self, length: int, images: int, room: int, transform: Reader | None) -> None:
+        self.length, self.images, self.room, self.transform = length, images, room, transform
+        self._seen = dict[int, _Seen]()
+
+    @abstractmethod
+    def labelled(self, index: int) -> Labelled:
+        """Image ``index``."""
+
+    @abstractmethod
+    def ask(self, pack: Pack, item: int, seen: Any, patches: int) -> None:
+        """Put questions about ``seen.things`` into the pack of an item."""
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def reader(self) -> Reader:
+        assert self.transform is not None
+        return self.transform
+
+    def _image(self, index: int) -> _Seen:
+        """An image; those that come next are made along with it, since the tower reads several at once much faster."""
+        if index not in self._seen:
+            places = [place for place in range(index, min(index + AT_ONCE, self.images)) if place not in self._seen]
+            made = [self.labelled(place) for place in places]
+            tokens = self.reader.tokens([one.image for one in made])
+            for place, one, seen in zip(places, made, tokens, strict=True):
+                self._seen[place] = _Seen(seen.half(), one.labels, one.things)
+        return self._seen[index]
+
+    def add(self, pack: Pack, text: str, answer: str, kind: int, places: int) -> bool:
+        """Put a question into a pack, ``places`` behind its start; False where there is no room."""
+        return pack.add(self.reader.pieces(text)[1], self.reader.answer_ids(answer), kind, places)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, ...]:
+        if not 0 <= item < self.length:
+            raise IndexError(item)
+        seen = self._image(item % self.images)
+        pack = Pack(self.reader.pieces("")[0], self.room)
+        self.ask(pack, item, seen, len(seen.tokens))
+        return seen.tokens.float(), seen.labels, *pack.tensors()
+
+
+def drawn_places(rng: np.random.Generator, patches: int) -> int:
+    """How many places the tokens of an image are squeezed into, in training."""
+    return int(rng.integers(min(FEWEST, patches), patches + 1))
+
+
+def item_generator() -> np.random.Generator:
+    """Draws of an item, from the global generator, which the training seeds by (epoch, item)."""
+    return np.random.default_rng(np.random.randint(2**31))
+
+
+class PackedQuestions(Packs):
+    """Questions about scenes of digits.
 
     Training items draw their questions anew every time a scene comes; test items have those of ``SceneQuestions``.
 
@@ -87,7 +161,7 @@ class PackedQuestions(Dataset[tuple[Tensor, ...]]):
         split: "train" or "test".
         length: number of items.
         seed: of the scenes.
-        scenes: how many different scenes; None: as many as items. What the tower sees of each is kept in memory.
+        scenes: how many different scenes; None: as many as items.
         room: ids of all questions of an item.
         patch: side of a patch in pixels.
         curriculum: stages, each with ``until`` (share of the items) and ``kinds`` (weights of the kinds of questions).
@@ -96,6 +170,8 @@ class PackedQuestions(Dataset[tuple[Tensor, ...]]):
     Raises:
         ValueError: a stage with a kind that does not exist, or the last one ends before 1.
     """
+
+    kinds = KINDS
 
     def __init__(
         self,
@@ -108,32 +184,19 @@ class PackedQuestions(Dataset[tuple[Tensor, ...]]):
         curriculum: Sequence[Stage] = (),
         transform: Reader | None = None,
     ) -> None:
-        self.split, self.length, self.seed, self.scenes = split, length, seed, scenes or length
-        self.room, self.patch, self.curriculum, self.transform = room, patch, curriculum, transform
+        super().__init__(length, scenes or length, room, transform)
+        self.split, self.seed, self.patch, self.curriculum = split, seed, patch, curriculum
         unknown = {kind for stage in curriculum for kind in stage["kinds"]} - set(KINDS)
         if unknown or (curriculum and curriculum[-1]["until"] < 1):
             raise ValueError(f"the curriculum must reach until: 1 with kinds among {', '.join(KINDS)}")
-        self.test, self._seen = SceneQuestions(split, self.scenes, seed), dict[int, _Seen]()
+        self.test = SceneQuestions(split, self.images, seed)
 
-    def __len__(self) -> int:
-        return self.length
-
-    @property
-    def reader(self) -> Reader:
-        assert self.transform is not None
-        return self.transform
-
-    def _scene(self, index: int) -> _Seen:
-        """A scene; those that come next are made along with it, since the tower reads several at once much faster."""
-        if index not in self._seen:
-            places = [place for place in range(index, min(index + AT_ONCE, self.scenes)) if place not in self._seen]
-            scenes = [compose_apart(self.seed, place, self.split) for place in places]
-            tokens = self.reader.tokens([Image.fromarray(scene.image) for scene in scenes])
-            for place, scene, seen in zip(places, scenes, tokens, strict=True):
-                centres = scene.mask[self.patch // 2 :: self.patch, self.patch // 2 :: self.patch]
-                labels = torch.from_numpy(centres.astype(np.int64)).flatten()
-                self._seen[place] = _Seen(seen.half(), labels, Digits.of(scene))
-        return self._seen[index]
+    def labelled(self, index: int) -> Labelled:
+        """See ``Packs.labelled``; the label of a patch is that of its centre."""
+        scene = compose_apart(self.seed, index, self.split)
+        centres = scene.mask[self.patch // 2 :: self.patch, self.patch // 2 :: self.patch]
+        labels = torch.from_numpy(centres.astype(np.int64)).flatten()
+        return Labelled(Image.fromarray(scene.image), labels, Digits.of(scene))
 
     def _weights(self, item: int) -> np.ndarray:
         """How often each kind is asked in an item."""
@@ -141,29 +204,22 @@ class PackedQuestions(Dataset[tuple[Tensor, ...]]):
         weights = np.array([stage["kinds"].get(kind, 0.0) for kind in KINDS], float)
         return weights / weights.sum()
 
-    def _drawn(self, pack: _Pack, things: Digits, weights: np.ndarray, patches: int) -> None:
-        rng = np.random.default_rng(np.random.randint(2**31))  # the global one is seeded by (epoch, item)
-        places = int(rng.integers(min(FEWEST, patches), patches + 1))
+    def _draw(self, pack: Pack, things: Digits, weights: np.ndarray, patches: int) -> None:
+        rng = item_generator()
+        places = drawn_places(rng, patches)
         while True:
             kind = int(rng.choice(len(KINDS), p=weights))
             drawn = ask(things, KINDS[kind], rng)
-            if drawn is not None and not self._add(pack, *drawn, kind, places):
+            if drawn is not None and not self.add(pack, *drawn, kind, places):
                 return
             if drawn is None and weights[kind] == 1:
                 return
 
-    def _add(self, pack: _Pack, text: str, answer: str, kind: int, places: int) -> bool:
-        return pack.add(self.reader.pieces(text)[1], self.reader.answer_ids(answer), kind, places)
-
-    def __getitem__(self, item: int) -> tuple[Tensor, ...]:
-        if not 0 <= item < self.length:
-            raise IndexError(item)
-        index = item % self.scenes
-        scene = self._scene(index)
-        pack, patches = _Pack(self.reader.pieces("")[0], self.room), len(scene.tokens)
+    def ask(self, pack: Pack, item: int, seen: Any, patches: int) -> None:
+        """See ``Packs.ask``."""
         if self.curriculum:
-            self._drawn(pack, scene.digits, self._weights(item), patches)
-        for one in [] if self.curriculum else self.test.questions(index):
+            self._draw(pack, seen.things, self._weights(item), patches)
+            return
+        for one in self.test.questions(item % self.images):
             kind = KINDS.index(one.part) if one.part in KINDS else EXIST
-            self._add(pack, one.text, one.answers[0], kind, patches)
-        return scene.tokens.float(), scene.labels, *pack.tensors()
+            self.add(pack, one.text, one.answers[0], kind, patches)

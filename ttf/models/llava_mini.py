@@ -1,4 +1,4 @@
-"""The embedded LLaVA in transformers' classes: ``vit_mini`` as a CLIP tower, a projector, and a small Llama.
+"""The embedded LLaVAs in transformers' classes: a ViT of the project as a CLIP tower, a projector, a small Llama.
 
 Shapes: B batch, S side of the images (96), N patches (144), C width of the tower (96).
 """
@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from ttf.models.llava import Preparation, VisionLanguageModel
+from ttf.models.segmenter import PATCH, Segmenter, resize_positions
 from ttf.models.vit_mini import ConvStem, vit_mini
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -76,6 +77,33 @@ def _text(words: int, width: int, depth: int) -> LlamaConfig:
     )
 
 
+def assembled(vision: CLIPVisionConfig, stem: nn.Module, width: int, depth: int) -> VisionLanguageModel:
+    """A LLaVA with random weights around a tower of transformers without a norm before its blocks.
+
+    Args:
+        vision: of the tower; images are normalised from 0 and 1 to -1 and 1.
+        stem: the tower's patch embedding.
+        width, depth: of the language model.
+    """
+    words, side, patch = tokenizer(), vision.image_size, vision.patch_size
+    assert isinstance(side, int) and isinstance(patch, int)
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=_text(len(words), width, depth),
+        image_token_index=len(words),
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
+        image_seq_length=(side // patch) ** 2,
+    )
+    model = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+    tower: Any = encoder_of(model)
+    tower.embeddings.patch_embedding = stem
+    tower.pre_layrnorm = nn.Identity()
+    prepared = Preparation(side, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return VisionLanguageModel(model.eval(), words, prepared, PROMPT, ANSWER_TOKENS)
+
+
 def llava_mini(width: int = 64, depth: int = 3) -> VisionLanguageModel:
     """The model with random weights: 1.4 M parameters, of which the tower has 1.2 M.
 
@@ -83,23 +111,29 @@ def llava_mini(width: int = 64, depth: int = 3) -> VisionLanguageModel:
         width: of the language model.
         depth: its layers.
     """
-    words = tokenizer()
-    config = LlavaConfig(
-        vision_config=_vision(),
-        text_config=_text(len(words), width, depth),
-        image_token_index=len(words),
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-        projector_hidden_act="gelu",
-        image_seq_length=144,
-    )
-    model = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa")
-    tower: Any = encoder_of(model)
     stem: Any = ConvStem(img_size=96, patch_size=8)
-    tower.embeddings.patch_embedding = Stem(*stem.proj)
-    tower.pre_layrnorm = nn.Identity()
-    prepared = Preparation(96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return VisionLanguageModel(model.eval(), words, prepared, PROMPT, ANSWER_TOKENS)
+    return assembled(_vision(), Stem(*stem.proj), width, depth)
+
+
+def llava_ti(width: int = 64, depth: int = 3, side: int = 256) -> VisionLanguageModel:
+    """The same behind the encoder of Segmenter-Ti: 5.5 M parameters, 256 tokens of 256x256 images, random weights.
+
+    Args:
+        width, depth: of the language model.
+        side: of the images, a multiple of 16 pixels.
+    """
+    vision = CLIPVisionConfig(
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=3,
+        image_size=side,
+        patch_size=PATCH,
+        hidden_act="gelu",
+        layer_norm_eps=1e-5,
+        projection_dim=192,
+    )
+    return assembled(vision, nn.Conv2d(3, 192, PATCH, stride=PATCH), width, depth)
 
 
 def encoder_of(model: nn.Module) -> nn.Module:
@@ -129,7 +163,7 @@ def _of_block(number: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def tower_from_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of ``vit_mini`` in the names of the tower; the classifier is left out."""
+    """The state dict of a ViT in the names of the tower; the classifier is left out."""
     found = {
         "embeddings.class_embedding": state["cls_token"].flatten(),
         "embeddings.position_embedding.weight": state["pos_embed"][0],
@@ -143,16 +177,26 @@ def tower_from_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def take_tower(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Give the tower the weights of a trained ``vit_mini``. Raises ``RuntimeError`` where names do not fit."""
+def take_tower(model: nn.Module, trained: nn.Module) -> None:
+    """Give the tower the weights of a trained ``vit_mini``, or of a Segmenter's encoder, its positions resized.
+
+    Raises:
+        RuntimeError: names or shapes do not fit.
+    """
     assert isinstance(model, VisionLanguageModel)
-    encoder_of(model.model).load_state_dict(tower_from_timm(state))
+    tower: Any = encoder_of(model.model)
+    if not isinstance(trained, Segmenter):
+        tower.load_state_dict(tower_from_timm(trained.state_dict()))
+        return
+    state, side = trained.encoder.state_dict(), tower.config.image_size // tower.config.patch_size
+    state["pos_embed"] = resize_positions(state["pos_embed"], trained.encoder.grid, (side, side))
+    tower.load_state_dict(tower_from_timm(state))
 
 
 def check_same(images: Tensor) -> float:
     """Largest difference of the class token between ``vit_mini`` and the tower made of it; both random."""
     torch.manual_seed(0)
     own, model = vit_mini().eval(), llava_mini().eval()
-    take_tower(model, own.state_dict())
+    take_tower(model, own)
     with torch.no_grad():
         return (encoder_of(model.model)(images).pooler_output - own.forward_features(images)[:, 0]).abs().max().item()

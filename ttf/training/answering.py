@@ -1,4 +1,4 @@
-"""Training of the language model behind a frozen tower, on questions that share an image (``PackedQuestions``).
+"""Training of the language model behind a frozen tower, on questions that share an image (``Packs``).
 
 Shapes: B batch, n patches, C channels of the tower, T ids of an item.
 """
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ttf.data.packed_questions import IGNORED
-from ttf.data.scene_questions import KINDS
 from ttf.models.llava import VisionLanguageModel
 from ttf.models.llava_mini import PATCH_WORDS
 from ttf.training.data import evaluation_batches
@@ -58,7 +57,7 @@ def _mask(segments: Tensor, start: int, patches: int) -> Tensor:
 
 
 class Packed:
-    """The language model on a batch of ``PackedQuestions``.
+    """The language model on a batch of ``Packs``.
 
     Args:
         model: its wrapper.
@@ -93,14 +92,21 @@ class Answering(nn.Module):
         model: not compressed.
         patch_weight: of the loss of the patches.
         label_smoothing: of the answers.
+        patch_words: what the labels of patches are called, words of the tokenizer.
     """
 
-    def __init__(self, model: VisionLanguageModel, patch_weight: float = 0.5, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        patch_weight: float = 0.5,
+        label_smoothing: float = 0.0,
+        patch_words: Sequence[str] = PATCH_WORDS,
+    ) -> None:
         super().__init__()
         self.model, self.patch_weight, self.label_smoothing = model, patch_weight, label_smoothing
         self._packed = (Packed(model),)
         model.model.get_submodule("model.vision_tower").requires_grad_(False)
-        names = model.tokenizer.convert_tokens_to_ids(list(PATCH_WORDS))
+        names = model.tokenizer.convert_tokens_to_ids(list(patch_words))
         self.register_buffer("words", torch.tensor(names), persistent=False)
 
     def forward(
@@ -113,22 +119,28 @@ class Answering(nn.Module):
         positions: Tensor,
         segments: Tensor,
     ) -> Tensor:
-        """The loss of a batch, items as ``PackedQuestions`` gives them."""
+        """The loss of a batch, items as ``Packs`` gives them."""
         packed = self._packed[0]
         image, text = packed.hidden(tokens, ids, positions, segments)
         answered = labels != IGNORED
         logits = packed.head(text[answered]).float()
         loss = F.cross_entropy(logits, labels[answered], label_smoothing=self.label_smoothing)
         named = F.linear(image, packed.head.weight[self.words]).float()
-        return loss + self.patch_weight * F.cross_entropy(named.flatten(0, 1), patches.flatten())
+        return loss + self.patch_weight * F.cross_entropy(named.flatten(0, 1), patches.flatten(), ignore_index=IGNORED)
 
 
 class Answered(Score):
-    """Share of the questions that are answered right, word by word with the end; the mean over the kinds."""
+    """Share of the questions that are answered right, word by word with the end; the mean over the kinds.
+
+    Args:
+        kinds: of the questions, see ``Packs``.
+    """
 
     name = "answered"
     batch_size = 25
-    parts = KINDS
+
+    def __init__(self, kinds: tuple[str, ...]) -> None:
+        self.parts = kinds
 
     def of_batch(self, logits: Tensor, targets: Tensor) -> Tensor:
         raise NotImplementedError("a batch of questions is more than logits and targets")
@@ -142,15 +154,15 @@ class Answered(Score):
             tokens, _, ids, labels, kinds, positions, segments = (part.to(engine.device) for part in batch)
             _, text = packed.hidden(tokens, ids, positions, segments)
             wrong = (packed.head(text).argmax(-1) != labels) & (labels != IGNORED)
-            found.append(_by_kind(wrong, kinds, segments))
-        whole = torch.zeros(len(data), len(KINDS), 2, device=engine.device, dtype=torch.float64)
+            found.append(_by_kind(wrong, kinds, segments, len(self.parts)))
+        whole = torch.zeros(len(data), len(self.parts), 2, device=engine.device, dtype=torch.float64)
         whole[torch.tensor(mine)] = torch.cat(found).double().to(engine.device)
         return engine.reduce(whole, "sum").long().cpu()
 
     def by_part(self, outcomes: Tensor) -> dict[str, float]:
         """Percent right of each kind."""
         right, asked = outcomes.sum(0).double().unbind(1)
-        return dict(zip(KINDS, (100 * right / asked.clamp_min(1)).tolist(), strict=True))
+        return dict(zip(self.parts, (100 * right / asked.clamp_min(1)).tolist(), strict=True))
 
     def percent(self, outcomes: Tensor) -> float:
         """See ``Score.percent``."""
@@ -158,9 +170,9 @@ class Answered(Score):
         return sum(values) / len(values)
 
 
-def _by_kind(wrong: Tensor, kinds: Tensor, segments: Tensor) -> Tensor:
-    """Right and asked questions of each kind, (B, kinds, 2), of wrong words (B, T)."""
-    found = torch.zeros(len(wrong), len(KINDS), 2, dtype=torch.long)
+def _by_kind(wrong: Tensor, kinds: Tensor, segments: Tensor, count: int) -> Tensor:
+    """Right and asked questions of each kind, (B, count, 2), of wrong words (B, T)."""
+    found = torch.zeros(len(wrong), count, 2, dtype=torch.long)
     for row in range(len(wrong)):
         for number in range(1, int(segments[row].max()) + 1):
             own = segments[row] == number

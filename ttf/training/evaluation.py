@@ -27,7 +27,7 @@ class Score(ABC):
 
     name: ClassVar[str]
     batch_size: ClassVar[int]
-    parts: ClassVar[tuple[str, ...]] = ()
+    parts: tuple[str, ...] = ()
 
     def by_part(self, outcomes: Tensor) -> dict[str, float]:
         """The figures of ``parts``."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import timm.data
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -85,7 +86,8 @@ def _answers(model: nn.Module, cfg: DictConfig) -> Kind:
     if cfg.augment is not None or cfg.mixing is not None:
         raise ValueError("questions about an image are neither augmented nor mixed: set augment=null mixing=null")
     assert isinstance(model, VisionLanguageModel)
-    return Kind(ModelReader(model), ModelReader(model), Answered())  # type: ignore[arg-type]
+    data: Any = get_class(cfg.data.test._target_)
+    return Kind(ModelReader(model), ModelReader(model), Answered(data.kinds))  # type: ignore[arg-type]
 
 
 def _depth(model: nn.Module, cfg: DictConfig) -> Kind:
