@@ -6,7 +6,9 @@ Imports neither torch nor timm, so a mistake in a name shows at once.
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
+import logging
 import os
 import re
 import sys
@@ -38,6 +40,7 @@ OmegaConf.register_new_resolver("product", lambda a, b: int(a) * int(b), replace
 
 USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException, OSError, MemoryError)
 INTERRUPTED = 130
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FLAGS = {"--list": "list=true"}  # Hydra knows no flags of ours
 SHOWN = 4  # names like the one that was meant
 
@@ -123,6 +126,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         place = f" {error.filename}" if error.filename is not None else ""
         reason = error.strerror or text or type(error).__name__
+        if error.errno in NO_SPACE:
+            return f"no space left for{place or ' what is written'}: free some; paths.logs=FOLDER says where things go"
         return f"cannot read or write{place} ({reason}): paths.logs=FOLDER and the other paths say where things go"
     if isinstance(error, MemoryError):
         return f"not enough memory: choose a smaller batch_size or limit{f' ({text.splitlines()[0]})' if text else ''}"
@@ -173,21 +178,37 @@ def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     return checked
 
 
+def _whole(main: Callable[[], Any]) -> None:
+    """Call a function, and print all that it has said: what is printed to a full disk is an error, too."""
+    try:
+        main()
+    finally:
+        sys.stdout.flush()
+
+
+def _give_up_output() -> None:
+    """Let Python print nothing more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(main: Callable[[], Any]) -> None:
     """Call a ``hydra.main`` function; mistakes of the user end with one message and exit status 2.
 
     TTF_TRACEBACK=1 shows the whole traceback instead.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing and leaving
+    logging.raiseExceptions = False  # a log file on a full disk is no reason for a traceback
     try:
         sys.argv[1:] = expanded(sys.argv[1:])
         experiments.register(sys.argv[1:])
-        main()
-    except USER_ERRORS as error:
-        _stop(error)
+        _whole(main)
     except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         raise SystemExit(1) from None
+    except USER_ERRORS as error:
+        if isinstance(error, OSError) and error.filename is None:
+            _give_up_output()
+        _stop(error)
     except RuntimeError as error:
         if not _of_memory(error):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -80,24 +81,48 @@ def is_file(name: Any) -> TypeGuard[str | Path]:
     return isinstance(name, str | Path) and str(name).endswith(SUFFIXES)
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _content(path: Path, changed: bool = False) -> dict[str, Any]:
+    """What a file of ``save`` says. Raises ``ValueError``: it is none, or was changed, and that is not asked for."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = path.read_text()
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise ValueError(f"cannot read the schedule {path} ({reason})") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise ValueError(f"{path} is no schedule: scripts/search.py writes such files")
+    if not changed and content.get("digest") not in (None, _digest(text)):
+        raise ValueError(f"{path} was changed after the search: search again, or remove its line digest if you mean it")
     return content
 
 
-def load(path: str | Path) -> Searched:
-    """The schedule of a file. Raises ``ValueError`` where there is none."""
+def _digest(text: str) -> str:
+    """Of the lines of a file, but for that with its digest."""
+    lines = [line for line in text.splitlines() if not line.startswith("digest:")]
+    return "sha256 " + hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def load(path: str | Path, model: str | None = None) -> Searched:
+    """The schedule of a file.
+
+    Args:
+        path: of the file.
+        model: name of the model that it has to be for; None: any.
+
+    Raises:
+        ValueError: there is none, it was changed after the search, or is for another model.
+    """
     content = _content(Path(path))
     try:
-        return Searched(content["counts"], content["patches"])
+        found = Searched(content["counts"], content["patches"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): search again") from error
+    if model is not None and content.get("model", model) != model:
+        raise ValueError(
+            f"{path} was searched for {content['model']}, not for {model}: search again, or say "
+            f"schedule.model={content['model']} if you mean it"
+        )
+    return found
 
 
 def save(schedule: Searched, path: str | Path, provenance: Mapping[str, Any]) -> None:
@@ -110,7 +135,8 @@ def save(schedule: Searched, path: str | Path, provenance: Mapping[str, Any]) ->
     check_writable(path)
     plain = {"kind": KIND, "counts": list(schedule.counts), "patches": schedule.patches, **provenance}
     text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=120)
-    atomic_write(path, lambda temporary: temporary.write_text(text))
+    kind, rest = text.split("\n", 1)
+    atomic_write(path, lambda temporary: temporary.write_text(f"{kind}\ndigest: {_digest(text)}\n{rest}"))
 
 
 def check_writable(path: str | Path) -> None:
@@ -122,7 +148,7 @@ def check_writable(path: str | Path) -> None:
 
 def _is_schedule(path: Path) -> bool:
     try:
-        _content(path)
+        _content(path, changed=True)
     except ValueError:
         return False
     return True
@@ -152,4 +178,4 @@ def chosen(file: str | None, model: str, method: str, budget: float | None, vari
     """The schedule of a file, or the one that comes with the project; for ``configs/schedule/searched.yaml``."""
     if file is not None and budget is not None:
         raise ValueError("schedule.file has a budget of its own: leave budget out")
-    return load(file or shipped(model, f"{method}{variant and '-' + variant}", budget))
+    return load(file or shipped(model, f"{method}{variant and '-' + variant}", budget), model)

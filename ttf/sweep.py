@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,10 +13,10 @@ from omegaconf import DictConfig
 from rich.progress import Progress
 
 from ttf import experiments
-from ttf.data.files import atomic_write
 from ttf.errors import MissingError
 from ttf.experiments import Planned, Table
 from ttf.results.claims import claim
+from ttf.results.kept import kept, write_kept
 from ttf.results.rows import Rows, plain
 from ttf.results.store import Row, signature
 from ttf.tasks.availability import ADVICE, Machine
@@ -42,7 +41,7 @@ class Keys:
         code = sorted(Path(experiments.__file__).parent.rglob("*.py"))
         digest = hashlib.sha256(b"".join(file.read_bytes() for file in (*files, *code))).hexdigest()
         self._path, self._new = cache / f"keys-{digest[:16]}.json", False
-        self._known: dict[str, list[str]] = json.loads(self._path.read_text()) if self._path.is_file() else {}
+        self._known: dict[str, list[str]] = (kept(self._path) or {}).get("keys", {})
 
     def of(self, run: Planned) -> tuple[str, str]:
         """The key of the rows of a run, and the signature of its data set."""
@@ -58,7 +57,7 @@ class Keys:
         if self._new:
             for old in self._path.parent.glob("keys-*.json"):
                 old.unlink()
-            atomic_write(self._path, lambda path: path.write_text(json.dumps(self._known)))
+            write_kept(self._path, {"keys": self._known})
 
 
 @dataclass

@@ -41,23 +41,26 @@ def _row(cfg: DictConfig, title: str, method: DictConfig) -> Row:
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="demo")
 @cli.job
 def main(cfg: DictConfig) -> None:
+    from ttf.data.files import atomic_write, check_replaceable
     from ttf.report import tables  # torch comes after the settings are checked
     from ttf.results.measured import Measured
     from ttf.results.store import Store
     from ttf.tasks.options import how_far
     from ttf.tasks.run import Run
 
+    folder = Path(cfg.demo_folder)
+    table = folder / "table.md"
+    check_replaceable(table, lambda path: path.read_bytes().startswith(b"|"), "a table")
     methods = {name: compose("eval", [f"method={choice}"]).method for name, choice in METHODS.items()}
     store = Store(cfg.paths.runs)
     measured = [_row(cfg.copy(), title, method) for title, method in methods.items()]
     rows = [Measured(row, partial(store.images, row["id"])) for row in measured]
     lines = [tables.Line(name, row, rows[0]) for name, row in zip(methods, rows, strict=True)]
     cells = tables.table(lines, without=("class_token_error",))
-    folder = Path(cfg.demo_folder)
     Run(cfg).picture(folder / "tokens.png", range(cfg.figure_images))
-    (folder / "table.md").write_text(tables.markdown(cells))
+    atomic_write(table, lambda temporary: temporary.write_text(tables.markdown(cells)))
     base = rows[0].row
     title = f"{cfg.model.name}, {how_far(cfg)}, {base['images']} test images, {base['device']}"
     tables.show(cells, title)
     Console().print(f"{LEGEND}\n{SMALL}")
-    print(f"figure: {folder / 'tokens.png'}\ntable:  {folder / 'table.md'}")
+    print(f"figure: {folder / 'tokens.png'}\ntable:  {table}")

@@ -24,9 +24,13 @@ def main(cfg: DictConfig) -> None:
         return
     if sweep.open(states):
         sweep.run(states)
+    failed = any(state.word == "failed" for state in states)
+    if failed and not any(state.row for state in states):  # nothing to draw
+        print(summary(states))
+        raise SystemExit(1)
     changed = sweep.publish(states) if cfg.publish else []
     for path in draw(sweep, Drawing(cfg.models, cfg.paths.results if cfg.publish else cfg.paths.logs, cfg.publish)):
         print(path)
     print(summary(states) + (f"; published in {', '.join(changed)}" if changed else ""))
-    if any(state.word == "failed" for state in states):
+    if failed:
         raise SystemExit(1)

@@ -21,10 +21,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ttf.data.reading import read_image
+from ttf.data.reading import read_image, size_of
 from ttf.errors import MissingError
 
 SHOWN = 4
+LARGEST = 1e9  # pixels
 Transform = Callable[[Image.Image, "Boxes"], tuple[Any, Any]]
 Labelled = tuple[Sequence[float], int, float, bool]
 
@@ -121,7 +122,7 @@ class DetectionSet(Dataset[tuple[Any, Any]]):
         """Identity of the set: sha256 over the names and byte counts of its images, and over its labels."""
         digest = hashlib.sha256()
         for file, boxes in zip(self.files, self.boxes, strict=True):
-            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            digest.update(f"{file.name} {size_of(file)}\n".encode(errors="surrogateescape"))
             for part in (boxes.xywh, boxes.labels, boxes.areas, boxes.crowd):
                 digest.update(part.numpy().tobytes())
         return digest.hexdigest()
@@ -143,15 +144,16 @@ def read_annotations(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as json ({error}): copy or download it again") from error
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} cannot be read as json ({reason}): copy or download it again") from error
     lists = ("images", "annotations", "categories")
     lacking = [name for name in lists if not isinstance(content, dict) or not isinstance(content.get(name), list)]
     if lacking:
         raise ValueError(f"{path} has no list of {', '.join(lacking)}: it is no COCO annotation file")
     try:
         _check_annotations(path, content)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} has an entry that COCO's format does not allow ({error!r})") from error
     return content
 
@@ -163,6 +165,9 @@ def _check_annotations(path: Path, content: dict[str, Any]) -> None:
         if twice:
             raise ValueError(f"{path} lists {name} twice: {_some(twice)}")
     images, categories = set(known["images"]), set(known["categories"])
+    for entry in content["images"]:
+        if not isinstance(entry["file_name"], str) or "\0" in entry["file_name"]:
+            raise ValueError(f"{path}: image {entry['id']} has the file_name {entry['file_name']!r}")
     for entry in content["annotations"]:
         which = f"{path}: annotation {entry.get('id')}"
         if entry["image_id"] not in images:
@@ -170,9 +175,22 @@ def _check_annotations(path: Path, content: dict[str, Any]) -> None:
         if entry["category_id"] not in categories:
             listed = _some([str(number) for number in known["categories"]])
             raise ValueError(f"{which} has category {entry['category_id']}: the file lists {listed}")
-        box = entry["bbox"]
-        if len(box) != 4 or not all(math.isfinite(side) for side in box) or min(box[2:]) < 0:
-            raise ValueError(f"{which} has the box {box}: expected x, y, width, height in pixels")
+        _check_region(which, entry)
+
+
+def _check_region(which: str, entry: dict[str, Any]) -> None:
+    box, area, crowd = entry["bbox"], entry.get("area", 0), entry.get("iscrowd", 0)
+    if not isinstance(box, list) or len(box) != 4 or not _plausible(*box) or min(box[2:]) < 0:
+        raise ValueError(f"{which} has the box {box}: expected x, y, width, height in pixels")
+    if not _plausible(area) or area < 0:
+        raise ValueError(f"{which} has the area {area}: expected square pixels")
+    if crowd not in (0, 1, None):
+        raise ValueError(f"{which} has iscrowd {crowd!r}: expected 0 or 1")
+
+
+def _plausible(*values: float) -> bool:
+    """Whether numbers can be of pixels: finite, and small enough that products of two are exact."""
+    return all(math.isfinite(value) and abs(value) < LARGEST for value in values)
 
 
 def annotated_boxes(content: dict[str, Any]) -> list[Boxes]:
@@ -244,6 +262,8 @@ def voc_objects(path: Path, label: dict[str, int]) -> list[Labelled]:
         corners = [[float(box.findtext(name, "")) for name in ("xmin", "ymin", "xmax", "ymax")] for _, box in found]  # type: ignore[union-attr]
     except (OSError, ElementTree.ParseError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as labels of VOC's layout ({error}): copy it again") from error
+    if not all(_plausible(*box) for box in corners):
+        raise ValueError(f"{path} has a box that is none, {next(box for box in corners if not _plausible(*box))}")
     unknown = sorted({name for name, _ in found} - set(label))
     if unknown:
         raise ValueError(f"{path} has objects {_some(unknown)}: known are {', '.join(label)}")

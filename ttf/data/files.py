@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -67,3 +67,19 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         raise ValueError(f"cannot write {path} ({reason}): free some space or choose another folder") from error
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def append_lines(path: Path, lines: Sequence[str]) -> None:
+    """Append whole lines to a text file, which is made; behind one that was cut off a new line begins.
+
+    Raises:
+        ValueError: the file cannot be written (no permission, disk full); the lines before stay as they are.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            begin = b"\n" if file.read(1) not in (b"", b"\n") else b""
+            file.write(begin + "".join(f"{line}\n" for line in lines).encode())
+    except OSError as error:
+        raise ValueError(f"cannot write {path} ({error.strerror}): free some space or choose another folder") from error

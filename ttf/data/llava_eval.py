@@ -28,12 +28,12 @@ def _files(root: Path, names: list[str]) -> list[Path]:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines. Raises ``ValueError`` naming a line that is none."""
     found = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         if not line.strip():
             continue
         try:
             found.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is not JSON ({error}): get the file again") from error
     return found
 
@@ -42,7 +42,7 @@ def _whole(path: Path) -> Any:
     """A file of JSON. Raises ``ValueError`` where it is none."""
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path} is not JSON ({error}): get the file again") from error
 
 
@@ -159,7 +159,11 @@ def llava_eval(root: str | Path, benchmark: str) -> Questions:
         raise ValueError(f"benchmark must be one of {', '.join(SETS)}, got {benchmark!r}")
     folder, images, read = SETS[benchmark]
     place = Path(root) / folder
-    found = Questions(benchmark, place / images, read(place))
-    if benchmark == "vqav2_test":  # the server wants a line for every question of the whole test set
-        found.submitted = [int(row["question_id"]) for row in _lines(place / VQAV2_TEST[1])]
+    try:
+        found = Questions(benchmark, place / images, read(place))
+        if benchmark == "vqav2_test":  # the server wants a line for every question of the whole test set
+            found.submitted = [int(row["question_id"]) for row in _lines(place / VQAV2_TEST[1])]
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"the files in {place} are not those of the benchmark ({what}): get them again") from error
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ from torch import Tensor
 
 from ttf.data.depth import DepthFiles, DepthSet, in_rooms
 from ttf.data.depth_protocol import MILLIMETRES, whole_millimetres
-from ttf.data.reading import SUFFIXES
+from ttf.data.reading import SUFFIXES, BadImageError, size_of
 from ttf.errors import MissingError
 
 LABELED, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
 SITE = "http://horatio.cs.nyu.edu/mit/silberman"
 SPLIT_NAMES = {"test": "testNdxs", "train": "trainNdxs"}
+SHAPES = {"images": (3, 640, 480), "rawDepths": (640, 480)}  # of one image, stored column by column
+VALUES = {"images": "u1", "rawDepths": "f"}
+MOST_NUMBERS = 1449  # images in all
 BORDER = (slice(7, 474), slice(7, 632))  # what BTS's conversion leaves of an image; the rest is black
+AGAIN = "download it again"
 TREES = (
     "ROOT/official_splits/test/<room>/rgb_*.jpg with sync_depth_*.png beside each (BTS)",
     "ROOT/<room>_rgb_*.jpg with ROOT/gt/<room>/sync_depth_*.png (DPT's archive, extracted)",
@@ -80,9 +85,20 @@ class NYUv2Mat(DepthSet):
             )
         self.numbers, self.split = _numbers(splits, SPLIT_NAMES[split]), split
         with self._opened() as file:
-            missing = {"images", "rawDepths"} - {*file}
-            if missing or int(max(self.numbers)) >= len(file["images"]):
-                raise ValueError(f"{self.file} lacks {', '.join(sorted(missing)) or 'images'}: download it again")
+            missing = {name for name in SHAPES if file.get(name) is None}
+            if missing:
+                raise ValueError(f"{self.file} lacks {', '.join(sorted(missing))}: {AGAIN}")
+            for name in SHAPES:
+                self._check(name, file[name])
+
+    def _check(self, name: str, stored: Any) -> None:
+        """Raise ``ValueError`` where a part of the file is not what its images are, before anything of it is read."""
+        shape, wanted = tuple(getattr(stored, "shape", ())), SHAPES[name]
+        if shape[1:] != wanted or not stored.dtype.str[1:].startswith(VALUES[name]):
+            said = f"{' x '.join(map(str, shape))} values of {stored.dtype}" if shape else "no values"
+            raise ValueError(f"{self.file} has {said} in {name}, not N x {' x '.join(map(str, wanted))}: {AGAIN}")
+        if int(self.numbers.max()) >= shape[0]:
+            raise ValueError(f"{self.file} has {shape[0]} {name}, and image {int(self.numbers.max()) + 1} is asked for")
 
     def _opened(self) -> Any:
         try:
@@ -92,11 +108,14 @@ class NYUv2Mat(DepthSet):
         try:
             return h5py.File(self.file, "r")
         except OSError as error:
-            raise ValueError(f"{self.file} is truncated or corrupt ({error}): download it again") from error
+            raise ValueError(f"{self.file} is truncated or corrupt ({error}): {AGAIN}") from error
 
     def _read(self, what: str, index: int) -> Any:
-        with self._opened() as file:  # stored column by column
-            return np.swapaxes(file[what][int(self.numbers[index])], -1, -2)
+        with self._opened() as file:
+            try:
+                return np.swapaxes(file[what][int(self.numbers[index])], -1, -2)
+            except OSError as error:
+                raise BadImageError(self.name(index), f"{what}: {error}") from error
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -119,18 +138,24 @@ class NYUv2Mat(DepthSet):
 
     def digest(self) -> str:
         """sha256 over the name and byte count of the file, and the numbers of the images."""
-        said = f"{self.file.name} {self.file.stat().st_size} {self.numbers.tolist()}"
+        said = f"{self.file.name} {size_of(self.file)} {self.numbers.tolist()}"
         return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _numbers(splits: Path, name: str) -> Any:
     """0-based numbers of the images of a split; the file counts from 1."""
-    from scipy.io import loadmat  # slow to import
+    from scipy.io import loadmat, whosmat  # slow to import
 
     try:
-        return loadmat(splits)[name].ravel().astype(int) - 1
-    except (OSError, KeyError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"{splits} holds no {name} ({error}): download it again") from error
+        listed = {one: shape for one, shape, _ in whosmat(splits)}
+        if math.prod(listed[name]) > MOST_NUMBERS:
+            raise ValueError(f"it is said to have {' x '.join(map(str, listed[name]))} of them")
+        found = loadmat(splits, variable_names=[name])[name].ravel().astype(int) - 1
+    except Exception as error:  # scipy, zlib and struct have each their own
+        raise ValueError(f"{splits} holds no {name} ({error}): {AGAIN}") from error
+    if not found.size or found.min() < 0:
+        raise ValueError(f"{splits} has numbers in {name} that are none of images: {AGAIN}")
+    return found
 
 
 def nyuv2(root: str | Path, split: str = "test", **options: Any) -> DepthSet:

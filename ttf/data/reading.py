@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ SUFFIXES = {".jpeg", ".jpg", ".png"}
 OTHER_SUFFIXES = {
     *(".webp", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif")
 }
+LONGEST = 1000  # sides of a picture: once the shorter is resized, a longer one would not fit in memory
 SIXTEEN_BITS = {"I;16", "I;16B", "I;16L", "I;16N", "I"}  # Pillow's modes of PNG with 16 bits of grey
 
 
@@ -62,6 +64,19 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return (_eight_bits(image) if image.mode in SIXTEEN_BITS else image).convert("RGB")
 
 
+def _check_sides(image: Image.Image) -> None:
+    """Raise ``ValueError`` for sides that no photograph has, before a single pixel is decoded.
+
+    The limit of the pixels is Pillow's, ``PIL.Image.MAX_IMAGE_PIXELS``.
+    """
+    width, height = image.size
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and width * height > most:
+        raise ValueError(f"it is said to have {width}x{height} pixels, more than {most / 1e6:.0f} million")
+    if max(width, height) > LONGEST * max(1, min(width, height)):
+        raise ValueError(f"it is said to have {width}x{height} pixels, {LONGEST} times as many one way as the other")
+
+
 def read_image(path: Path, rgb: bool = True) -> Image.Image:
     """The image in a file.
 
@@ -75,7 +90,10 @@ def read_image(path: Path, rgb: bool = True) -> Image.Image:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("it is not a regular file")
-        with Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            image = Image.open(path)
+        with image:
+            _check_sides(image)
             return _as_rgb(image) if rgb else image.copy()
     except Exception as error:  # what decoders raise is no closed list
         raise BadImageError(path, str(error) or type(error).__name__) from error

@@ -18,6 +18,7 @@ from torch import Tensor
 
 Tensors = dict[str, Tensor]
 SHOWN = 4
+PACKED = 10  # more times its own size no file of weights holds
 # where tensors lie, the preferred place first
 NESTS = ("state_dict_ema", "state_dict", "model", "model_state_dict", "module")
 # what torch's wrappers put into names, anywhere
@@ -62,8 +63,8 @@ def _foreign(path: Path) -> str | None:
 def _foreign_zip(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError):
+            names, unpacked = archive.namelist(), sum(part.file_size for part in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return None
     if any(name.endswith(".npy") for name in names):
         return "holds NumPy arrays (npz): convert it to safetensors"
@@ -71,6 +72,8 @@ def _foreign_zip(path: Path) -> str | None:
         return f"is a TorchScript program: {SAVE}"
     if not any(name.endswith("data.pkl") for name in names):
         return "is a zip archive without weights: unpack it first"
+    if unpacked > PACKED * path.stat().st_size:  # torch packs nothing
+        return f"is said to hold {unpacked / 2**20:.0f} MiB, many times its own size: {AGAIN}"
     return None
 
 

@@ -25,6 +25,7 @@ from ttf.models.download import fetch, published, verify
 
 EMBEDDED = Path(__file__).parent / "checkpoints"
 OFFICIAL: dict[str, Callable[[dict[str, Any]], dict[str, Tensor]]] = {"mae_vit_h": mae.from_official}
+CHANNELS = 3
 PATCHES = "patch_embed.proj.weight"
 TOWER, NOTHING = "model.model.vision_tower.", "\0"  # beginnings of names
 
@@ -116,9 +117,19 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], source: str) -> 
     model.load_state_dict(tensors)
 
 
-def _apply_metadata(model: nn.Module, metadata: dict[str, str]) -> None:
+def _of_channels(name: str, text: str, source: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(value) for value in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != CHANNELS or not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
+        raise ValueError(f"{source} says that its {name} is {text!r}: expected {CHANNELS} numbers")
+    return values
+
+
+def _apply_metadata(model: nn.Module, metadata: dict[str, str], source: str) -> None:
     """Mean and std that a checkpoint carries take precedence over the architecture's."""
-    known = {k: tuple(float(v) for v in metadata[k].split(",")) for k in ("mean", "std") if k in metadata}
+    known = {name: _of_channels(name, metadata[name], source) for name in ("mean", "std") if name in metadata}
     if known:
         cast(Any, model).pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **known}
 
@@ -251,7 +262,7 @@ def load_model(
     if model.get("tower"):
         tensors = _tower_of(network, model.tower) | tensors
     load_strictly(network, tensors, str(path))
-    _apply_metadata(network, metadata)
+    _apply_metadata(network, metadata, str(path))
     return network.eval()
 
 

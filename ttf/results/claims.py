@@ -44,10 +44,15 @@ def _is_void(path: Path) -> bool:
 def _create(path: Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with open(path, "x") as file:
-            json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         return False
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise ValueError(f"cannot write {path} ({error.strerror}): free some space or choose another folder") from error
     return True
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ttf.data.files import atomic_write
+from ttf.results.kept import DIGEST, sealed
 from ttf.results.packing import Outcomes, pack, unpack
-from ttf.results.store import SCHEMA, Row, Store
+from ttf.results.store import SCHEMA, Row, Store, wrong
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): take it from the repository again") from error
 
 
 def _read_tensors(path: Path, names: set[str]) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            there = names & set(file.keys())
-            return {name: file.get_tensor(name) for name in there}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): take it from the repository again") from error
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in names & set(file.keys())}
 
 
 def _names(rows: list[Row]) -> set[str]:
@@ -53,39 +59,78 @@ class Pack:
 
     def rows(self) -> list[Row]:
         """The rows; lines that are none are left out, with a line that says so."""
-        return [row for row in self._parsed() if row is not None]
+        found = []
+        for number, line in enumerate(self._text(), 1):
+            row, what = _parsed(line)
+            found += [row] if row is not None else []
+            if row is None:
+                complain(self._lines, f"line {number} {what}")
+        return found
 
-    def _parsed(self) -> Iterator[Row | None]:
-        if not self._lines.is_file():
-            return
-        for number, line in enumerate(self._lines.read_text(errors="replace").splitlines(), 1):
-            with suppress(json.JSONDecodeError):
-                row = json.loads(line)
-                if isinstance(row, dict) and row.get("schema") == SCHEMA and "outcomes" in row:
-                    yield row
-                    continue
-            complain(self._lines, f"line {number} is no row of schema {SCHEMA}")
+    def _text(self) -> list[str]:
+        return self._lines.read_text(errors="replace").splitlines() if self._lines.is_file() else []
 
     def outcomes(self, row: Row) -> Outcomes:
         """Outcomes of one row image by image, (n, ...) each. Raises ``ValueError`` where they are damaged."""
         return unpack(row["outcomes"], _read_tensors(self._tensors, _names([row])))
 
     def write(self, rows: list[Row], new: dict[str, Tensor]) -> bool:
-        """Replace the rows; tensors of ``new`` or of the file before. Tensors first: a row never lacks its own.
+        """Replace the rows; tensors of ``new`` or of the file before. A line that says the same stays as it is.
+
+        A row never lacks its own tensors, whenever this is interrupted: new ones first, and old ones go last.
 
         Returns:
             Whether anything changed.
+
+        Raises:
+            ValueError: lines or tensors of the file before are damaged, and would be lost.
         """
-        text = "".join(json.dumps(row, sort_keys=True, separators=(",", ":")) + "\n" for row in rows)
-        if self._lines.is_file() and self._lines.read_bytes() == text.encode():
+        before = {_plain_line(row): line for line in self._text() for row, _ in [_parsed(line)] if row is not None}
+        if len(before) < len(self._text()):
+            raise ValueError(f"{self._lines} has damaged lines, which would be lost: take it from the repository again")
+        lines = [before.get(_plain_line(row)) or _plain_line(sealed(row)) for row in rows]
+        wanted, still = _names(rows), _names([json.loads(line) for line in before.values()])
+        if lines != self._text():
+            there = self._read((wanted | still) - set(new)) | new
+            lacking = wanted - set(there)
+            if lacking:
+                raise ValueError(f"{self._tensors} lacks outcomes of rows: take it from the repository again")
+            self._put({name: there[name] for name in sorted((wanted | still) & set(there))})
+            atomic_write(self._lines, lambda path: path.write_text("".join(f"{line}\n" for line in lines)))
+        elif self._stored() <= wanted:
             return False
-        wanted = _names(rows)
-        kept = _read_tensors(self._tensors, wanted - set(new)) if self._tensors.is_file() else {}
-        both = {name: tensor for name, tensor in sorted((kept | new).items()) if name in wanted}
-        assert wanted == set(both), "a row whose outcomes are nowhere"
-        atomic_write(self._tensors, partial(save_file, both))
-        atomic_write(self._lines, lambda path: path.write_text(text))
+        if self._stored() != wanted:  # also where an earlier publication was interrupted
+            self._put(dict(sorted(self._read(wanted).items())))
         return True
+
+    def _stored(self) -> set[str]:
+        """Names of the tensors of the file."""
+        if not self._tensors.is_file():
+            return set()
+        with _opened(self._tensors) as file:
+            return set(file.keys())
+
+    def _read(self, names: set[str]) -> dict[str, Tensor]:
+        return _read_tensors(self._tensors, names) if self._tensors.is_file() else {}
+
+    def _put(self, tensors: dict[str, Tensor]) -> None:
+        atomic_write(self._tensors, partial(save_file, tensors))
+
+
+def _parsed(line: str) -> tuple[Row | None, str]:
+    """The row of a line, else why it is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or "outcomes" not in row:
+        return None, f"is no row of schema {SCHEMA}"
+    what = wrong(row)
+    return (None, what) if what else ({name: value for name, value in row.items() if name != DIGEST}, "")
+
+
+def _plain_line(row: Row) -> str:
+    return json.dumps(row, sort_keys=True, separators=(",", ":"))
 
 
 class Rows:
@@ -131,11 +176,13 @@ class Rows:
             Names of the packs that changed.
         """
         new: dict[str, Tensor] = {}
-        changed: dict[str, list[Row]] = {name: pack.rows() for name, pack in self.packs.items()}
-        changed.setdefault(table, [])
+        packs: dict[str, Pack] = {}
+        changed: dict[str, list[Row]] = {}
         for row_id, names in wanted.items():
             where = self._where.get(row_id)
-            home = changed[table if where is None else where[1].table]
+            name = table if where is None else where[1].table
+            packs.setdefault(name, Pack(self.published, name))
+            home = changed[name] = changed[name] if name in changed else packs[name].rows()
             if where is None:
                 home.append(dict(self._drafts[row_id]))
             row = next(one for one in home if one["id"] == row_id)
@@ -145,8 +192,7 @@ class Rows:
                 row["outcomes"], tensors = pack(self.drafts.images(row_id))
                 new |= tensors
             row["experiments"] = names
-        packs = {name: Pack(self.published, name) for name in changed}
-        return [name for name, rows in changed.items() if rows and packs[name].write(sorted(rows, key=_order), new)]
+        return [name for name, rows in changed.items() if packs[name].write(sorted(rows, key=_order), new)]
 
 
 def _order(row: Row) -> tuple[str, str]:

@@ -6,30 +6,37 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import sys
+import tempfile
 import traceback
 from collections.abc import Mapping
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ttf.data.files import atomic_write
+from ttf.results.kept import CHANGED, DIGEST, is_sealed, read_tensors, sealed, signature, tensors_digest, write_tensors
+
+__all__ = [
+    "OUTCOMES",
+    "SCHEMA",
+    "Row",
+    "Store",
+    "is_row",
+    "read_json",
+    "signature",
+    "strict",
+    "write_json",
+    "write_row",
+]
 
 SCHEMA = 2  # of rows
+OUTCOMES = "outcomes_digest"  # of a draft: of the file with its outcomes
 Row = dict[str, Any]
-
-
-def signature(identity: dict[str, Any]) -> str:
-    """Twelve hexadecimal digits that identify a run: sha256 of its identity as sorted JSON."""
-    text = json.dumps(identity, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def strict(value: Any) -> Any:
@@ -49,11 +56,16 @@ def write_json(path: Path, content: Row) -> None:
     atomic_write(path, lambda temporary: temporary.write_text(text))
 
 
+def write_row(path: Path, row: Row) -> None:
+    """Write a row with its digest, see ``write_json``."""
+    write_json(path, sealed(strict(row)))
+
+
 def read_json(path: Path) -> Row:
     """Read a row. Raises ``ValueError`` where the file is no JSON object."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:  # no JSON, or no text
+    except (OSError, ValueError, RecursionError) as error:  # no JSON, or no text
         raise ValueError(f"{path} is no row of results ({error}): remove it and run again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no row of results: remove it and run again")
@@ -75,9 +87,27 @@ def _row(path: Path) -> Row | None:
     except ValueError as error:
         print(f"left out: {error}", file=sys.stderr)
         return None
-    if row.get("schema") == SCHEMA and row.get("id") == path.stem:
-        return row
-    print(f"left out: {path} is no row of schema {SCHEMA}: remove it and run again", file=sys.stderr)
+    what = wrong(row) if row.get("id") == path.stem else f"is no row of schema {SCHEMA}"
+    if what:
+        print(f"left out: {path} {what}: remove it and run again", file=sys.stderr)
+        return None
+    return {name: value for name, value in row.items() if name not in (DIGEST, OUTCOMES)}
+
+
+def wrong(row: Row) -> str | None:
+    """Why something is no row as this project writes them, in words; None: it is one."""
+    if row.get("schema") != SCHEMA:
+        return f"is no row of schema {SCHEMA}"
+    renamed = "config" in row and signature(row["config"]) != row.get("id")
+    return CHANGED if renamed or not is_sealed(row) else None
+
+
+def _aside(name: str, row: Row, images: dict[str, Tensor] | None) -> Path | None:
+    """A new folder for temporary files with the files of a row; None where that cannot be written either."""
+    with suppress(ValueError, OSError):
+        folder = Path(tempfile.mkdtemp(prefix="ttf-"))
+        Store(folder)._write(name, row, images)
+        return folder
     return None
 
 
@@ -104,10 +134,23 @@ class Store:
         write_json(self.path(name, "started"), config)
 
     def finish(self, name: str, row: Row, images: dict[str, Tensor] | None = None) -> None:
-        """Write the row of a run, whole or not at all, and drop its other files."""
+        """Write the row of a run, whole or not at all, and drop its other files.
+
+        Raises:
+            ValueError: the folder cannot be written; what was measured is then elsewhere, as the message says.
+        """
+        try:
+            self._write(name, row, images)
+        except ValueError as error:
+            aside = _aside(name, row, images)
+            kept = f"; what was measured is in {aside}: move its files to {self.folder.resolve()}" if aside else ""
+            raise ValueError(f"{error}{kept}") from error
+
+    def _write(self, name: str, row: Row, images: dict[str, Tensor] | None) -> None:
         if images:
-            atomic_write(self._images(name), partial(save_file, images))
-        write_json(self.path(name), row)
+            write_tensors(self._images(name), images)
+            row = {**row, OUTCOMES: tensors_digest(images)}
+        write_row(self.path(name), row)
         for state in ("started", "failed"):
             self.path(name, state).unlink(missing_ok=True)
 
@@ -116,10 +159,11 @@ class Store:
 
     def images(self, name: str) -> dict[str, Tensor]:
         """Outcomes of a row image by image, (n,) each. Raises ``ValueError`` where they are missing or corrupt."""
+        said = read_json(self.path(name)).get(OUTCOMES)
         try:
-            return load_file(self._images(name))
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{self._images(name)} cannot be read ({error}): run again with force=true") from error
+            return read_tensors(self._images(name), said)
+        except ValueError as error:
+            raise ValueError(f"{error}: run again with force=true") from error
 
     def note_experiments(self, row: Row, experiments: list[Row]) -> Row:
         """The row, with these names among those that it has, on disk too."""
@@ -127,7 +171,7 @@ class Store:
         if not new or not self.path(row["id"]).exists():
             return row
         row = {**row, "experiments": [*row["experiments"], *new]}
-        write_json(self.path(row["id"]), row)
+        write_row(self.path(row["id"]), row)
         return row
 
     def forget(self, name: str) -> None:
@@ -137,8 +181,9 @@ class Store:
     def fail(self, name: str, config: Row, error: BaseException) -> None:
         """Record a failure with its traceback."""
         text = "".join(traceback.format_exception(error))
-        write_json(self.path(name, "failed"), {"config": config, "error": str(error), "traceback": text})
-        self.forget(name)
+        with suppress(ValueError, OSError):  # a disk that is full or read-only must not hide what happened
+            self.forget(name)
+            write_json(self.path(name, "failed"), {"config": config, "error": str(error), "traceback": text})
 
     def rows(self) -> list[Row]:
         """All finished rows, ordered by name. Other files are left out, with a line that says so."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ttf.searched import check_writable
+from ttf.searching.log import check_log, log_of
 from ttf.searching.search import Settings, search
 from ttf.tasks.identity import OF_SCHEDULE
 from ttf.tasks.run import Run, overrides
@@ -19,6 +20,7 @@ def searched(cfg: DictConfig) -> str:
         ValueError: a method that brings its own schedule, or as ``ttf.search``.
     """
     check_writable(cfg.out)
+    check_log(log_of(cfg.out))
     run = Run(cfg)
     if run.reduction is None or "calibrate" in run.reduction or "_target_" in cfg.method:
         raise ValueError("this method leaves no numbers of tokens to search: choose another")

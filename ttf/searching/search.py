@@ -22,7 +22,7 @@ from ttf.measure.provenance import versions
 from ttf.methods.base import Method
 from ttf.models.weights import fingerprint
 from ttf.searched import Searched, check_writable, load, save
-from ttf.searching.log import Measurements
+from ttf.searching.log import Measurements, log_of
 from ttf.searching.proposals import Counts, Space, changed
 from ttf.searching.runs import OBJECTIVES, Objective, Runs
 from ttf.searching.surrogate import guesses
@@ -80,7 +80,7 @@ class Settings:
     @property
     def log(self) -> Path | None:
         """The file of measurements."""
-        return None if self.out is None else Path(f"{self.out}.log")
+        return None if self.out is None else log_of(self.out)
 
 
 class Search:

@@ -8,21 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from ttf import processes
-from ttf.data.files import atomic_write
 from ttf.data.reading import BadImageError
 from ttf.data.subset import OnBadImage, Remembered, collate, loaded, readable
 from ttf.data.transforms import Preprocessing, preprocessing
+from ttf.results.kept import kept_tensors, write_tensors
 from ttf.results.store import Row, signature
 from ttf.tasks.base import Bar, Compression, Outcomes, Task
 
@@ -176,12 +174,13 @@ class Classification(Task):
     def _base(self, model: nn.Module, baseline: Row | None, label: str) -> Predictions:
         """Predictions of the uncompressed model, kept on disk: a sweep computes them once."""
         path = self._kept(model, baseline)
-        if path is not None and processes.agreed(path.exists()):
-            return Predictions(**load_file(path), bad=[])
+        known = None if path is None else kept_tensors(path)
+        if processes.agreed(known is not None):
+            return Predictions(**(known or {}), bad=[])
         base = self._predict(model, f"{label}, uncompressed")
         if path is not None and not base.bad and processes.is_main():
             tensors = {"logits": base.logits, "features": base.features, "labels": base.labels}
-            atomic_write(path, partial(save_file, tensors))
+            write_tensors(path, tensors)
         return base
 
     def _kept(self, model: nn.Module, baseline: Row | None) -> Path | None:

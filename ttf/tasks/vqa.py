@@ -18,13 +18,14 @@ from torch import Tensor, nn
 import ttf
 from ttf import processes
 from ttf.core.plan import Plan
-from ttf.data.files import atomic_write
+from ttf.data.files import append_lines, atomic_write
 from ttf.data.questions import Question
 from ttf.data.reading import BadImageError
 from ttf.data.subset import readable
 from ttf.metrics import answers, named
 from ttf.metrics.outcomes import pieces, stack
 from ttf.metrics.vqa import BENCHMARKS, SPLITS
+from ttf.results.kept import is_sealed, made_anew, sealed
 from ttf.results.store import Row, signature
 from ttf.tasks.base import Bar, Compression, Outcomes, Task
 
@@ -97,21 +98,24 @@ class Journal:
         self.known |= found
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            for image, said in found.items():
-                pairs = zip(questions(image), said.texts, strict=True)
-                asked = [{"id": q.id, "question": q.text, "answer": text} for q, text in pairs]
-                file.write(json.dumps({"image": image, "tokens": said.tokens, "answers": asked}) + "\n")
+        lines = []
+        for image, said in found.items():
+            pairs = zip(questions(image), said.texts, strict=True)
+            asked = [{"id": q.id, "question": q.text, "answer": text} for q, text in pairs]
+            lines.append(json.dumps(sealed({"image": image, "tokens": said.tokens, "answers": asked})))
+        append_lines(self.path, lines)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, Answers]]:
-    for line in file.read_text().splitlines():
+    for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
         try:
             row = json.loads(line)
-        except ValueError:  # the run was killed while it wrote
-            continue
-        yield row["image"], Answers(tuple(one["answer"] for one in row["answers"]), row["tokens"])
+            if not is_sealed(row):
+                raise ValueError("changed")
+            answer = Answers(tuple(one["answer"] for one in row["answers"]), int(row["tokens"]))
+            yield int(row["image"]), answer
+        except (ValueError, TypeError, KeyError, RecursionError):  # changed, or cut off when the run was killed
+            made_anew(file, f"line {number} was cut off or changed: asked again")
 
 
 def _described(plan: Plan | None) -> str:

@@ -97,15 +97,22 @@ class Trainer:
         return model
 
     def resume(self) -> None:
-        """Continue from the last complete checkpoint if an earlier run left one."""
+        """Continue from the last complete checkpoint if an earlier run left one.
+
+        Raises:
+            ValueError: it is damaged, or of another run.
+        """
         state = self.state.load()
         if state is None:
             return
-        self.core.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.engine.scaler is not None and state["scaler"]:
-            self.engine.scaler.load_state_dict(state["scaler"])
-        self.step, self.seconds, self.rows = state["step"], state["seconds"], state["rows"]
+        try:
+            self.core.load_state_dict(state["objective"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.engine.scaler is not None and state["scaler"]:
+                self.engine.scaler.load_state_dict(state["scaler"])
+            self.step, self.seconds, self.rows = int(state["step"]), float(state["seconds"]), list(state["rows"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise self.state.of_another_run() from error
 
     def _save(self) -> None:
         state: dict[str, Any] = {"objective": self.core.state_dict(), "optimizer": self.optimizer.state_dict()}

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ttf.report.wandb import wandb_run
+from ttf.report.wandb import explained, wandb_run
 
 Report = Callable[[dict[str, float]], None]
 
@@ -27,4 +27,9 @@ def reporter(logger: DictConfig, name: str, run_id: str, config: dict[str, Any])
     if logger.name != "wandb":
         return None
     run = wandb_run(logger, run_id, name=name, config=config, reinit="finish_previous")
-    return lambda row: run.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
+
+    def report(row: dict[str, float]) -> None:
+        with explained(logger):
+            run.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
+
+    return report

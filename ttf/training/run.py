@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import ttf
@@ -21,6 +20,7 @@ from ttf.metrics.paired import mcnemar
 from ttf.models.dpt import DPT
 from ttf.models.segmenter import encoder_from_timm
 from ttf.models.weights import NOTHING, TOWER, load_model, load_strictly, save_weights
+from ttf.results.kept import kept_tensors, made_anew, read_tensors, write_tensors
 from ttf.results.store import Row, signature, write_json
 from ttf.tasks.options import reduction
 from ttf.training.data import Mixing
@@ -147,10 +147,18 @@ class FineTuning:
         text = OmegaConf.to_yaml(self._settings())
         atomic_write(self.folder / "config.yaml", lambda path: path.write_text(text))
 
+    def _is_calibration(self, path: Path) -> bool:
+        try:
+            load_matrices(path)
+        except ValueError:
+            made_anew(path, "is damaged: calibrated again")
+            return False
+        return True
+
     def _calibration(self, path: Path) -> None:
         """Matrices from a pass over the first training images, with the model's own answers as labels."""
         assert self.reduction is not None
-        if path.exists():
+        if path.exists() and self._is_calibration(path):
             return
         options = dict(self.reduction["calibrate"])
         data = build(self.cfg.data.train, transform=self.kind.test)
@@ -175,13 +183,13 @@ class FineTuning:
     def _compressed_and_before(self) -> dict[str, Tensor]:
         """Compress the model; what it got right before the training, uncompressed and compressed (n,) bool."""
         path = self.folder / "state" / "before.safetensors"
-        known = not self.cfg.pretrained or path.exists()
+        known = not self.cfg.pretrained or kept_tensors(path) is not None
         uncompressed = None if known else self._outcomes()
         self._compress()
         if uncompressed is not None:
             before = {"uncompressed": uncompressed, "training_free": self._outcomes()}
-            self._alone(lambda: atomic_write(path, partial(save_file, before)))
-        return load_file(path) if self.cfg.pretrained else {}
+            self._alone(lambda: write_tensors(path, before))
+        return read_tensors(path) if self.cfg.pretrained else {}
 
     def _write(self, outcome: Row) -> None:
         """The final weights and the summary, with the settings that it is of."""

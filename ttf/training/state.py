@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from ttf.data.files import atomic_write
-from ttf.results.store import read_json, write_json
+from ttf.results.store import read_json, signature, write_json
 
 
 def differences(one: Any, other: Any, name: str = "") -> list[str]:
@@ -45,7 +44,7 @@ class StateFolder:
         """
         wanted, path = json.loads(json.dumps(identity, default=str)), self.folder / "identity.json"
         if path.exists():
-            differing = differences(read_json(path), wanted)
+            differing = differences(self._identity(), wanted)
             if differing:
                 here, what = self.folder.parent, ", ".join(differing)
                 raise ValueError(f"{here} holds a run with another {what}: choose another output=FOLDER or remove it")
@@ -54,12 +53,21 @@ class StateFolder:
         for leftover in killed:  # what a process that was killed was about to write
             leftover.unlink(missing_ok=True)
 
+    def _identity(self) -> dict[str, Any] | None:
+        """What ``claim`` wrote; None where the folder was not claimed. Raises ``ValueError`` where it is damaged."""
+        path = self.folder / "identity.json"
+        try:
+            return read_json(path) if path.exists() else None
+        except ValueError:
+            again = f"remove {self.folder} to start again, or choose another output=FOLDER"
+            raise ValueError(f"{path} is damaged, so nothing says whose run this is: {again}") from None
+
     def save(self, content: dict[str, Any]) -> None:
         """Replace the checkpoint. Raises ``ValueError`` where it cannot be written; the older one is then kept."""
 
         def write(path: Path) -> None:
             try:
-                torch.save(content, path)
+                torch.save({**content, "run": signature(self._identity())}, path)
             except RuntimeError as error:  # what torch makes of a full disk, in words of its own
                 raise OSError(errno.EIO, "the disk may be full") from error
 
@@ -70,7 +78,17 @@ class StateFolder:
         if not self.file.exists():
             return None
         try:
-            return torch.load(self.file, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+            with zipfile.ZipFile(self.file) as archive:  # torch itself compares no checksums
+                if archive.testzip():
+                    raise zipfile.BadZipFile
+            content = torch.load(self.file, map_location="cpu", weights_only=True)
+        except Exception as error:  # zip, pickle and torch have each their own, and advice that is not ours
             reason = type(error).__name__
-            raise ValueError(f"{self.file} cannot be read ({reason}): remove {self.folder} to start again") from error
+            raise ValueError(f"{self.file} cannot be read ({reason}): remove {self.folder} to start again") from None
+        if not isinstance(content, dict) or content.pop("run", None) not in (None, signature(self._identity())):
+            raise self.of_another_run()
+        return content
+
+    def of_another_run(self) -> ValueError:
+        """The error where the checkpoint does not fit."""
+        return ValueError(f"{self.file} is no checkpoint of this run: remove {self.folder} to start again")
