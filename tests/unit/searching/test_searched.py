@@ -9,7 +9,7 @@ import torch
 
 import ttf
 from ttf.models.vit_mini import vit_mini
-from ttf.searched import Searched, chosen, load, save, shipped
+from ttf.searched import FOLDER, Searched, chosen, load, save, shipped
 
 SCHEDULE = Searched((144, 144, 90, 90, 60, 60, 60, 60, 40, 40, 40, 1), 144)
 
@@ -87,6 +87,11 @@ def vit_mini_of_depth(depth: int):
     import timm
 
     return timm.create_model("vit_tiny_patch16_224", depth=depth)
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
+def test_those_of_the_project_are_as_the_search_wrote_them(file: Path):
+    assert "\ndigest: " in file.read_text() and load(file, file.name.split(".")[0]).patches == 196
 
 
 def test_shipped_ones(tmp_path: Path):
