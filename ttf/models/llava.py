@@ -56,6 +56,25 @@ class Preparation:
         return (pil_to_tensor(image).float() / 255 - mean) / std
 
 
+NESTED = "model.model.vision_tower.vision_model."  # in transformers below 5.5, for all parts of a tower
+PLAIN = NESTED.removesuffix("vision_model.")
+
+
+def _plain_names(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """The tower's parts under the same names with every version of transformers, so that files fit all of them."""
+    for name in [name for name in state if name.startswith(prefix + NESTED)]:
+        state[prefix + PLAIN + name.removeprefix(prefix + NESTED)] = state.pop(name)
+
+
+def _own_names(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """The same names as this version of transformers has them."""
+    own: Any = module
+    if not hasattr(own.model.get_submodule(tower_tokens.TOWER), "vision_model"):
+        return
+    for name in [name for name in state if name.startswith(prefix + PLAIN)]:
+        state[prefix + NESTED + name.removeprefix(prefix + PLAIN)] = state.pop(name)
+
+
 class VisionLanguageModel(nn.Module):
     """Images and questions to answers. As a module: images (B, 3, S, S) to logits of a prompt of so many words.
 
@@ -87,6 +106,8 @@ class VisionLanguageModel(nn.Module):
         tower_tokens.check_order(order)
         self.model, self.tokenizer, self.preparation = model, tokenizer, preparation
         self.prompt, self.answer_tokens, self.order = prompt, answer_tokens, order
+        self.register_state_dict_post_hook(_plain_names)
+        self.register_load_state_dict_pre_hook(_own_names)
 
     @property
     def input_size(self) -> tuple[int, int, int]:

@@ -316,3 +316,26 @@ def test_costs_of_7b_in_shapes():
         short = costs(big, images)
     assert short["tower_gmacs"] == pytest.approx(109.2, abs=0.4)
     assert short["prefill_gmacs"] == pytest.approx(1350, rel=5e-3)
+
+
+def test_names_of_weights_are_those_of_every_version(model: VisionLanguageModel):
+    """Versions of transformers nest the tower or do not; files of one fit the other."""
+    state = model.state_dict()
+    assert "model.model.vision_tower.embeddings.class_embedding" in state
+    assert not any("vision_tower.vision_model" in name for name in state)
+    other = llava_mini(width=32, depth=2)
+    other.load_state_dict(state)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in state.items())
+    tower = model.model.get_submodule("model.vision_tower")
+    if hasattr(tower, "vision_model"):
+        return
+    nested = torch.nn.Module()  # as versions below 5.5 have it
+    nested.vision_model = tower
+    own = VisionLanguageModel(torch.nn.Module(), model.tokenizer, model.preparation, model.prompt, 4)
+    own.model.model = torch.nn.Module()
+    own.model.model.vision_tower = nested
+    towers = {name: value for name, value in state.items() if "vision_tower" in name}
+    assert {*own.state_dict()} == {*towers}
+    own.load_state_dict({name: torch.zeros_like(value) for name, value in towers.items()})
+    assert not any(value.any() for value in own.state_dict().values())
+    model.load_state_dict(state)
