@@ -71,9 +71,9 @@ def outcome(questions: Sequence[Question], ours: Answers, base: Answers) -> dict
         "score": torch.tensor([score(text, q) for q, _, text in pairs]),
         "benchmark": torch.tensor([BENCHMARKS.index(q.benchmark) for q in questions], dtype=torch.uint8),
         "split": torch.tensor([SPLITS.index(q.part) if is_pope else 0 for q, is_pope, _ in pairs], dtype=torch.uint8),
-        "yes": torch.tensor([is_pope and answers.pope_says_yes(text) for _, is_pope, text in pairs]),
-        "truth": torch.tensor([is_pope and q.answers[0] == "yes" for q, is_pope, _ in pairs]),
-        "same": torch.tensor([a == b for a, b in zip(ours.texts, base.texts, strict=True)]),
+        "yes": torch.tensor([is_pope and answers.pope_says_yes(text) for _, is_pope, text in pairs], dtype=torch.bool),
+        "truth": torch.tensor([is_pope and q.answers[0] == "yes" for q, is_pope, _ in pairs], dtype=torch.bool),
+        "same": torch.tensor([a == b for a, b in zip(ours.texts, base.texts, strict=True)], dtype=torch.bool),
         "tokens": torch.tensor(float(ours.tokens)),
     }
 

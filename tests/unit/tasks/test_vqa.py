@@ -180,6 +180,15 @@ def test_metrics_of_right_and_of_empty_answers():
     assert empty["yes"] == 100 and empty["scienceqa"] == empty["textvqa"] == 0  # POPE counts silence as yes
 
 
+def test_an_image_without_questions_changes_nothing():
+    said, none = Answers(("Yes", "No", "B", "2", "two"), 144), Answers((), 144)
+    costs = {name: torch.tensor(1.0) for name in ("tower_gmacs", "prefill_gmacs")}
+    found = [outcome(ALL, said, said) | costs, outcome([], none, none) | costs]
+    assert {n: v["value"] for n, v in measure("vqa", stack(found)).items()} == {
+        n: v["value"] for n, v in measure("vqa", stack(found[:1])).items()
+    }
+
+
 def test_without_public_answers_there_is_no_score():
     questions = [Question("1", "?", (), "vqav2", "test-dev")]
     said = Answers(("two",), 5)
