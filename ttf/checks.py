@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cache
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -56,3 +58,46 @@ def _words(wanted: Any) -> str:
     if origin is not None and inner and origin is not dict:
         return f"a list, each of it {_words(inner[0])}"
     return WORDS.get(wanted, getattr(wanted, "__name__", str(wanted)))
+
+
+def number(default: Any, meaning: str, low: float = -math.inf, high: float = math.inf, above: float = -math.inf) -> Any:
+    """A field for a number, or for a list of them: from ``low`` to ``high``, larger than ``above``; None passes."""
+    return field(default=default, metadata={"meaning": meaning, "low": low, "high": high, "above": above})
+
+
+def count(default: Any, meaning: str, least: int = 1) -> Any:
+    """A field for a whole number, or for a list of them, of at least ``least``; None passes."""
+    return number(default, f"{meaning}, at least {least}", low=least)
+
+
+def listed(default: Any = None) -> Any:
+    """A field for a list that must not be empty; None passes."""
+    return field(default=default, metadata={"listed": True})
+
+
+def text(default: Any = None) -> Any:
+    """A field for a word that may be empty."""
+    return field(default=default, metadata={"empty": True})
+
+
+def _check_number(name: str, value: Any, said: Mapping[str, Any]) -> None:
+    for one in value if isinstance(value, Sequence) else [value]:
+        if isinstance(one, Real) and not (said["low"] <= one <= said["high"] and one > said["above"]):
+            raise ValueError(f"{name} is {said['meaning']}, got {one}")
+
+
+@dataclass(frozen=True)
+class Command:
+    """Base: a value of another type, out of its range, or empty is a ``ValueError``."""
+
+    def __post_init__(self) -> None:
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        check_types(type(self), values)
+        for one in fields(self):
+            value = values[one.name]
+            if "meaning" in one.metadata:
+                _check_number(one.name, value, one.metadata)
+            if value == "" and "empty" not in one.metadata:
+                raise ValueError(f"{one.name} is empty: give a value, or leave it out")
+            if isinstance(value, Sequence) and not value and ("listed" in one.metadata or "meaning" in one.metadata):
+                raise ValueError(f"{one.name} is an empty list: name at least one, or leave it out")

@@ -42,6 +42,10 @@ USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException, OSError, Memo
 INTERRUPTED = 130
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FLAGS = {"--list": "list=true"}  # Hydra knows no flags of ours
+OF_HYDRA = (
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
+)
 SHOWN = 4  # names like the one that was meant
 
 
@@ -51,6 +55,11 @@ def expanded(arguments: Sequence[str]) -> list[str]:
     Raises:
         ValueError: nothing fits the pattern.
     """
+
+    unknown = [one for one in arguments if one.startswith("--") and one.partition("=")[0] not in (*FLAGS, *OF_HYDRA)]
+    if unknown:
+        name = unknown[0].lstrip("-")
+        raise ValueError(f"{unknown[0]} is no option: settings are written KEY=VALUE, such as {name}=true")
 
     def expand(argument: str) -> str:
         found = re.fullmatch(r"experiment=glob\((.+)\)", argument)
@@ -73,7 +82,12 @@ def _no_such_file(text: str) -> str | None:
     group, name = found[1], found[2]
     if group.startswith("experiment"):
         wanted = f"{group}/{name}".removeprefix("experiment/")
-        return f"there is no experiment {wanted!r}: do you mean {_like(wanted, experiments.names())}?"
+        close = difflib.get_close_matches(wanted, experiments.names(), SHOWN, 0.5)
+        tables = (
+            f"their tables are {', '.join(experiments.names_of_tables())}, and ttf sweep table=TABLE --list lists them"
+        )
+        meant = f"do you mean {', '.join(close)}?"
+        return f"there is no experiment {wanted!r}: {meant if close else tables}"
     return f"there is no {group}={name}: choose one of {', '.join(options(group))}"
 
 
@@ -83,6 +97,9 @@ def _no_such_key(text: str) -> str | None:
     if not found:
         return None
     *path, last = found[1].split(".")
+    chosen = [one for one in sys.argv[1:] if one.startswith(("experiment=", "+experiment="))]
+    if chosen and not any(one.lstrip("+~").startswith(found[1]) for one in sys.argv[1:]):
+        return f"{chosen[-1]} sets {found[1]}, which this command does not read: is it for ttf finetune?"
     return f"{found[1]} is no setting of this command{_neighbours(path, last)}"
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from ttf import config_store
 from ttf.config_store import CONFIGS, GROUPS
@@ -265,5 +266,8 @@ def composed(run: Planned, further: Sequence[str] = ()) -> DictConfig:
     config = copy.deepcopy(of_groups(groups))
     for key, value in values.items():
         if key not in GROUPS:
-            OmegaConf.update(config, key, value)
+            try:
+                OmegaConf.update(config, key, value)
+            except (ConfigKeyError, ConfigAttributeError) as error:
+                raise ValueError(f"{key} is no setting of ttf eval") from error
     return config

@@ -5,62 +5,17 @@ A dataclass a command, with the keys of its config that are no group. Imports ne
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from numbers import Real
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from ttf.checks import FEWEST_ROUNDS, check_types
+from ttf.checks import FEWEST_ROUNDS, Command, count, listed, number, text
 
 KNOBS = ("ratio", "budget", "kappa", "tau", "blocks")  # read where a method or a schedule has ${...} of them
 FOR_COMPRESSION = ("recover", "recover_at", "windows", "shift", "reduce_after")
 LARGEST_TAU = 1e6  # the softmax is a maximum long before; from about 1e38 on it is not a number
-
-
-def number(default: Any, meaning: str, low: float = -math.inf, high: float = math.inf, above: float = -math.inf) -> Any:
-    """A field for a number, or for a list of them: from ``low`` to ``high``, larger than ``above``; None passes."""
-    return field(default=default, metadata={"meaning": meaning, "low": low, "high": high, "above": above})
-
-
-def count(default: Any, meaning: str, least: int = 1) -> Any:
-    """A field for a whole number, or for a list of them, of at least ``least``; None passes."""
-    return number(default, f"{meaning}, at least {least}", low=least)
-
-
-def listed(default: Any = None) -> Any:
-    """A field for a list that must not be empty; None passes."""
-    return field(default=default, metadata={"listed": True})
-
-
-def text(default: Any = None) -> Any:
-    """A field for a word that may be empty."""
-    return field(default=default, metadata={"empty": True})
-
-
-def _check_number(name: str, value: Any, said: Mapping[str, Any]) -> None:
-    for one in value if isinstance(value, Sequence) else [value]:
-        if isinstance(one, Real) and not (said["low"] <= one <= said["high"] and one > said["above"]):
-            raise ValueError(f"{name} is {said['meaning']}, got {one}")
-
-
-@dataclass(frozen=True)
-class Command:
-    """Base: a value of another type, out of its range, or empty is a ``ValueError``."""
-
-    def __post_init__(self) -> None:
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        check_types(type(self), values)
-        for one in fields(self):
-            value = values[one.name]
-            if "meaning" in one.metadata:
-                _check_number(one.name, value, one.metadata)
-            if value == "" and "empty" not in one.metadata:
-                raise ValueError(f"{one.name} is empty: give a value, or leave it out")
-            if isinstance(value, Sequence) and not value and ("listed" in one.metadata or "meaning" in one.metadata):
-                raise ValueError(f"{one.name} is an empty list: name at least one, or leave it out")
 
 
 @dataclass(frozen=True)
@@ -119,6 +74,8 @@ class Benchmark(Evaluation):
     table: str | None = None
     benchmark: str | None = None
     csv: str | None = None
+    jobs: int | None = count(None, "processes that compile side by side")
+    minutes: float = number(7, "a time, above 0", above=0)
 
 
 @dataclass(frozen=True)
@@ -249,7 +206,19 @@ class Objective(Command):
     temperature: float = number(1.0, "a temperature, above 0", above=0)
 
 
-GROUPS: dict[str, type[Command]] = {"throughput": Throughput, "mixing": Mixing, "objective": Objective}
+@dataclass(frozen=True)
+class Calibration(Command):
+    """The group ``method.calibrate``; its other values are checked by the method."""
+
+    images: int = count(64, "a number of images")
+
+
+GROUPS: dict[str, type[Command]] = {
+    "throughput": Throughput,
+    "mixing": Mixing,
+    "objective": Objective,
+    "method.calibrate": Calibration,
+}
 OF_EVALUATION = {"device_map", "offload"}  # read by eval alone
 # what commands that share the settings of others do not read
 UNREAD: dict[str, set[str]] = {
@@ -332,10 +301,13 @@ def check(cfg: DictConfig, given: Sequence[str] = (), command: str = "eval") -> 
     Raises:
         ValueError: a value of another type or out of its range, one that has no effect, or one that no script reads.
     """
+    if command == "search" and "_target_" in cfg.method:  # which has no name for the file
+        raise ValueError("this method brings its own numbers of tokens, none are left to search: choose another")
     _check_values(COMMANDS.get(command, Evaluation), "", cfg)
     for group, kind in GROUPS.items():
-        if cfg.get(group) is not None:
-            _check_values(kind, f"{group}.", cfg[group])
+        node = OmegaConf.select(cfg, group)
+        if node is not None:
+            _check_values(kind, f"{group}.", node)
     if "paths" in cfg:
         _check_places(cfg.paths)
     added = [one.split("=")[0].lstrip("+") for one in given if one.startswith("+")]

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import hydra
 from omegaconf import DictConfig
 
 from ttf import cli, experiments
 from ttf.config_store import CONFIGS
+from ttf.experiments import Planned
+from ttf.settings import check
+
+
+def check_overrides(runs: Sequence[Planned], overrides: Sequence[str]) -> None:
+    """Raise ``ValueError`` where overrides for every run are none of ``ttf eval``, or out of their range."""
+    if runs and overrides:
+        check(experiments.composed(runs[0], overrides))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="sweep")
 @cli.job
 def main(cfg: DictConfig) -> None:
     table = experiments.load(cfg.table)
-    table.planned(cfg.scale)  # a wrong scale shows before torch is imported
+    check_overrides(table.planned(cfg.scale), cfg.overrides)  # before torch is imported, and so is a wrong scale
     from ttf.sweep import Drawing, Sweep, draw, listing, summary
 
     places = [f"paths.{name}={place}" for name, place in cfg.paths.items() if place is not None]

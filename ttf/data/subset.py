@@ -40,6 +40,8 @@ class Shuffled(Dataset[Any]):
     """
 
     def __init__(self, data: ImageSet, limit: int | None = None, seed: int = 0, skip: int = 0) -> None:
+        if not len(data):
+            raise ValueError("the data set has no images: choose a longer one")
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, got {limit}")
         if skip < 0 or (skip and skip >= len(data)):

@@ -57,7 +57,18 @@ def _foreign(path: Path) -> str | None:
         return "is an HDF5 file (Keras): convert it to safetensors"
     if begin.startswith(b"GGUF"):
         return "is a GGUF file (llama.cpp): give the file that it was made from"
+    if path.suffix != ".json" and _is_text(begin):
+        return "is truncated or corrupt, or a text and not weights: give a safetensors or pth file"
     return _foreign_zip(path) if begin.startswith(b"PK") else None
+
+
+def _is_text(begin: bytes) -> bool:
+    """Whether a file that begins so is text; the last letter may be cut in two."""
+    try:
+        text = begin.decode() if len(begin) < 512 else begin[:-3].decode()
+    except UnicodeDecodeError:
+        return False
+    return all(letter.isprintable() or letter in "\t\n\r" for letter in text)
 
 
 def _foreign_zip(path: Path) -> str | None:

@@ -21,6 +21,10 @@ def searched(cfg: DictConfig) -> str:
     """
     check_writable(cfg.out)
     check_log(log_of(cfg.out))
+    if cfg.task.name == "vqa":
+        raise ValueError(
+            "a search compares outputs of one pass, and task=vqa has answers: search task=cls of the tower"
+        )
     run = Run(cfg)
     if run.reduction is None or "calibrate" in run.reduction or "_target_" in cfg.method:
         raise ValueError("this method leaves no numbers of tokens to search: choose another")

@@ -18,7 +18,10 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def check_pair(cfg: DictConfig) -> None:
-    """Raise ``ValueError`` where the model is not made for the task; the message lists those that are."""
+    """Raise ``ValueError``, with a list of what fits, where the model is not for the task or has no such data set."""
+    if cfg.task.dataset not in cfg.task.data:
+        known = ", ".join(map(str, cfg.task.data))
+        raise ValueError(f"task.dataset={cfg.task.dataset} is none of task={cfg.task.name}: choose one of {known}")
     if cfg.task.name in cfg.model.tasks:
         return
     fitting = sorted(name for name, model in models().items() if cfg.task.name in model["tasks"])

@@ -156,7 +156,8 @@ class Trainer:
         try:
             loss = self._gradients(batches)
         except NotFiniteError as error:
-            raise ValueError(f"{error}; at step {self.step}: lower train.lr or check the data") from error
+            said = f"the model has NaN or infinite values at step {self.step}"
+            raise ValueError(f"{said}: lower train.lr or check the data") from error
         if not math.isfinite(loss):
             raise ValueError(f"the loss is {loss} at step {self.step}: lower train.lr or check the data")
         if self.recipe.clip_grad is not None:
