@@ -128,9 +128,17 @@ def _not_given(text: str) -> str | None:
     return f"{found[1]} is missing: add {found[1]}=VALUE" if found else None
 
 
+def _own_files() -> list[Path]:
+    """The config of this command, and that of ``eval`` where it takes that as a start."""
+    name = Path(sys.argv[0].split()[-1]).stem
+    own = CONFIGS / f"{name if (CONFIGS / f'{name}.yaml').is_file() else 'eval'}.yaml"
+    defaults = OmegaConf.select(OmegaConf.load(own), "defaults") or []
+    return [own, *([CONFIGS / "eval.yaml"] if "eval" in defaults else [])]
+
+
 def _neighbours(path: Sequence[str], last: str) -> str:
     """Keys beside one that does not exist, of files that can be read without composing."""
-    files = [CONFIGS / "eval.yaml"] if not path else list((CONFIGS / path[0]).glob("*.yaml"))
+    files = _own_files() if not path else list((CONFIGS / path[0]).glob("*.yaml"))
     nodes = [*map(OmegaConf.load, files), *(choices(path[0]).values() if len(path) == 1 else ())]
     keys = {str(key) for node in nodes for key in node if key != "defaults"}
     close = difflib.get_close_matches(last, sorted(keys), SHOWN, 0.5)

@@ -122,6 +122,11 @@ OTHERS = {
     "sweep table=table6 overrides=['limit=two']": "error: limit must be a whole number or nothing, got 'two'",
     "sweep table=table6 overrides=['ratio=2']": "error: ratio is the share of tokens to keep and must be in (0",
     "matrices budget=0.5": "error: budget would have no effect: ",
+    "report tau=1": "error: tau is no setting of this command",
+    "report compar=true": "error: compar is no setting of this command: do you mean compare?",
+    "figure figure=nonsense": "error: there is no figure 'nonsense': choose one of ",
+    "answers task=vqa model=vit_mini": "error: model=vit_mini is not for task=vqa: choose one of ",
+    "visualize figure=x.gif": "error: x.gif must end in .png: figures are written as PNG",
     "report compare=maybe": "error: compare must be true or false, got 'maybe'",
 }
 

@@ -21,7 +21,10 @@ SPEED = {
 def table_of(figure: str) -> str:
     """The table whose rows a figure shows: its own, or one whose file names it under ``scatter``."""
     names = experiments.names_of_tables()
-    return next((name for name in names if figure in experiments.contents(name).get("scatter", {})), figure)
+    known = {one: name for name in names for one in (*experiments.contents(name).get("scatter", {}), name)}
+    if figure not in known:
+        raise ValueError(f"there is no figure {figure!r}: choose one of {', '.join(sorted({*known, *SPEED}))}")
+    return known[figure]
 
 
 def of_speed(cfg: DictConfig, results: Path) -> None:

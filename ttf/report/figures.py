@@ -180,8 +180,10 @@ def is_figure(path: Path) -> bool:
 
 
 def check_figure(path: Path) -> None:
-    """Raise ``ValueError`` where a figure would replace something else."""
+    """Raise ``ValueError`` where a figure would replace something else, or has the name of another kind of file."""
     check_replaceable(path, is_figure, "a figure")
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path} must end in .png: figures are written as PNG")
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -40,7 +40,9 @@ def _compressed(raw: np.ndarray, dtype: torch.dtype) -> bytes:
 
 def _unsqueezed(stored: Tensor, dtype: torch.dtype, shape: list[int]) -> Tensor:
     """The tensor from its bytes. Raises ``zlib.error`` or ``ValueError`` where they are damaged."""
-    raw = np.frombuffer(zlib.decompress(stored.numpy().tobytes()), np.uint8)
+    size = math.prod(shape) * dtype.itemsize  # of bits it is less
+    content = zlib.decompressobj().decompress(stored.numpy().tobytes(), size + 1)  # not more than the row says
+    raw = np.frombuffer(content, np.uint8)
     if dtype == torch.bool:
         return torch.from_numpy(np.unpackbits(raw, count=math.prod(shape))).bool().view(shape)
     return torch.from_numpy(raw.reshape(dtype.itemsize, -1).T.copy().reshape(-1)).view(dtype).view(shape)

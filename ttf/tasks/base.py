@@ -21,6 +21,7 @@ from ttf.metrics import measure
 from ttf.metrics.outcomes import count, stack
 from ttf.results.store import Row
 
+SHOWN = 4
 Compression = Callable[[], AbstractContextManager[Any]]
 
 
@@ -154,7 +155,9 @@ class Task(ABC):
         """Raise ``ValueError`` where there is no image at a position of the shuffle."""
         outside = [position for position in positions if not 0 <= position < len(self.data)]
         if outside:
-            raise ValueError(f"no image at {outside}: there are {len(self.data)}, from 0 on")
+            more = ", ..." if len(outside) > SHOWN else ""
+            listed = f"[{', '.join(map(str, outside[:SHOWN]))}{more}]"
+            raise ValueError(f"no image at {listed}: there are {len(self.data)}, from 0 on")
 
     @abstractmethod
     def adopt(self, model: nn.Module) -> Row:

@@ -19,13 +19,12 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 def check_pair(cfg: DictConfig) -> None:
     """Raise ``ValueError``, with a list of what fits, where the model is not for the task or has no such data set."""
+    if cfg.task.name not in cfg.model.tasks:
+        fitting = sorted(name for name, model in models().items() if cfg.task.name in model["tasks"])
+        raise ValueError(f"model={cfg.model.name} is not for task={cfg.task.name}: choose one of {', '.join(fitting)}")
     if cfg.task.dataset not in cfg.task.data:
         known = ", ".join(map(str, cfg.task.data))
         raise ValueError(f"task.dataset={cfg.task.dataset} is none of task={cfg.task.name}: choose one of {known}")
-    if cfg.task.name in cfg.model.tasks:
-        return
-    fitting = sorted(name for name, model in models().items() if cfg.task.name in model["tasks"])
-    raise ValueError(f"model={cfg.model.name} is not for task={cfg.task.name}: choose one of {', '.join(fitting)}")
 
 
 def make_task(cfg: DictConfig) -> Task:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch import Tensor
 from ttf.data.questions import Question
 from ttf.ops.native import build
 from ttf.results.kept import kept, kept_tensors, write_kept, write_tensors
+from ttf.results.packing import pack, unpack
 from ttf.results.rows import Rows
 from ttf.results.store import SCHEMA, Store, signature
 from ttf.searched import Searched, load, save
@@ -262,6 +265,16 @@ def test_a_row_that_was_edited_is_left_out_in_one_line(
     said = capsys.readouterr().err.splitlines()
     reason = "is no row of schema 2" if what == "its schema" else "was changed after it was written"
     assert len(said) == 2 and all(line.startswith("left out: ") and reason in line for line in said)
+
+
+def test_outcomes_take_no_more_room_than_their_row_says() -> None:
+    said, stored = pack({"kl": torch.zeros(40)})
+    (name,) = stored
+    stored[name] = torch.frombuffer(bytearray(zlib.compress(bytes(32 << 20))), dtype=torch.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="outcome kl is missing or damaged"):
+        unpack(said, stored)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 << 10  # KiB
 
 
 def test_a_schedule_of_another_model_is_refused(tmp_path: Path) -> None:
