@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 PANEL = 2.3  # inches
 LINE = 0.17  # inches of a line of text
 WIDTH = 34  # letters of a line
+QUESTION = 6.5  # size of its letters: it is the longest text of a panel
 COLOURS = {True: "#00703c", False: "#b00020", None: "black"}
 
 
@@ -55,11 +56,11 @@ class Example:
     said: Mapping[str, Said]
 
 
-def _write(axes: Axes, lines: Sequence[tuple[str, str]]) -> None:
+def _write(axes: Axes, lines: Sequence[tuple[str, str]], size: float = 7.5) -> None:
     """Lines of text in their colours, from the top."""
     axes.set_axis_off()
     for number, (text, colour) in enumerate(lines):
-        axes.text(0, 1 - (number + 1) / (len(lines) + 1), text, fontsize=7.5, color=colour, va="center")
+        axes.text(0, 1 - (number + 1) / (len(lines) + 1), text, fontsize=size, color=colour, va="center")
 
 
 def figure(examples: Sequence[Example], path: Path) -> None:
@@ -82,7 +83,7 @@ def figure(examples: Sequence[Example], path: Path) -> None:
             axes.imshow(shaded(pixels, left), interpolation="nearest")
             axes.set_title(textwrap.fill(title, WIDTH), fontsize=8.5)
             axes.set_axis_off()
-        _write(below[0], [(textwrap.shorten(text, WIDTH + 8), "black") for text in example.questions])
+        _write(below[0], [(textwrap.shorten(text, WIDTH + 8), "black") for text in example.questions], QUESTION)
         for axes, one in zip(below[1:], example.said.values(), strict=True):
             pairs = zip(one.answers, one.right, strict=True)
             shown = ((textwrap.shorten(text, WIDTH) or "(nothing)", right) for text, right in pairs)

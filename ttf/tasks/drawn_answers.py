@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 import ttf
+from ttf.data.questions import Question
 from ttf.models.tower_tokens import feature_block
 from ttf.report.answers import Example, Said, figure
 from ttf.tasks.pictures import chosen, drawn, left_behind
@@ -37,11 +38,16 @@ def _left(model: Any, image: torch.Tensor) -> np.ndarray | None:
     return left_behind(inside[-1]) if inside else None
 
 
+def _questions(task: QuestionAnswering, index: int) -> Sequence[Question]:
+    """The questions about an image, each once: splits of POPE share some."""
+    data: Any = task.set
+    return list({question.text: question for question in data.questions(index)}.values())
+
+
 def _said(task: QuestionAnswering, model: Any, index: int, way: Way) -> Said:
     options, model.order = way
     inside: AbstractContextManager[Any] = nullcontext() if options is None else ttf.applied(model, **options)
-    data: Any = task.set
-    image, questions = model.preparation(data.image(index)).unsqueeze(0), data.questions(index)
+    image, questions = model.preparation(task.set.image(index)).unsqueeze(0), _questions(task, index)
     with torch.no_grad(), inside:
         features = model.features(image)
         left = _left(model, image)
@@ -54,7 +60,7 @@ def _example(task: QuestionAnswering, model: nn.Module, position: int, methods: 
     data: Any = task.set
     index = task.data.indices[position]
     said = {title: _said(task, model, index, way) for title, way in methods.items()}
-    questions = [question.text for question in data.questions(index)]
+    questions = [question.text for question in _questions(task, index)]
     return Example(task.preparation.square(data.image(index)), questions, said)
 
 

@@ -40,6 +40,7 @@ def test_answers_side_by_side(drawn: list[Any], tmp_path: Path):
     assert [one.tokens for one in (whole, ours, tome, recovered)] == [144, 18, 45, 144]
     assert ours.left.sum() == 18 and tome.left.sum() == 45 and whole.left is None and recovered.left is None
     assert all(len(one.answers) == len(one.right) == len(example.questions) for one in example.said.values())
+    assert len(set(example.questions)) == len(example.questions)
     by_kind = dict(zip(example.questions, zip(whole.answers, whole.right, strict=True), strict=True))
     assert by_kind["which digit is the largest ?"][0].isdigit() and by_kind["which digit is the largest ?"][1]
 
