@@ -51,11 +51,13 @@ def apply(
         recover: give dense tokens back at the end of the blocks: True or "nearest" (Eq. 9-10), "transpose" (the
             method's own way back: W transposed, Hourglass's reconstruction).
         budget: in place of ratio: the share of the model's multiply-accumulates that may be left for images of its own
-            size, in (0, 1]; the largest keep ratio within it is found by counting shapes (seconds).
+            size, in (0, 1]; the largest keep ratio within it is found by counting shapes (seconds). Without
+            blocks, rounding and schedule it says where to reduce, too, as ``schedule="auto"`` does.
         preset: of ``token_transform`` alone: "default" or "paper" (the literal equations).
         rounding: of the number of tokens: "floor" (the default), "round" or "ceil".
-        schedule: "late" (``ttf.schedule.Late`` of ratio and blocks, for heads that read the class token alone), or,
-            in place of ratio, blocks and rounding, a ``Schedule`` or the file of one that ``ttf.search`` wrote (.yaml).
+        schedule: "late" (``ttf.schedule.Late`` of ratio and blocks, for heads that read the class token alone); "auto",
+            from a budget: late, at ``ttf.schedule.late_blocks``, for those heads, the family's blocks for others; or,
+            in place of ratio, blocks and rounding, a ``Schedule`` or the file of one that ``ttf.search`` wrote.
         recover_at: where dense tokens come back, for models with a choice (Segmenter: "backbone" or "masks").
         windows: of Swin: "places" (tokens keep the place of their informative token; any number of them) or "grid"
             (what is left of a window becomes a smaller one, Hourglass's way).

@@ -17,10 +17,11 @@ from ttf.core.host import Host
 from ttf.core.plan import Plan
 from ttf.methods.base import Method
 from ttf.ops.reduction import RECOVERIES, Recovery
-from ttf.schedule import KeepRatio, Late, Schedule, check_whole
+from ttf.schedule import KeepRatio, Late, Schedule, check_whole, late_blocks
 from ttf.searched import Searched, is_file, load
 
 RATIO = 0.7
+AUTO = "auto"  # the schedule that follows from a budget
 # what models with windows have a choice of, and what they take unless told
 HOST_OPTIONS = {"windows": "places", "shift": "kept", "reduce_after": "attention"}
 
@@ -81,7 +82,9 @@ class Arguments:
         """
         self._check_budget()
         host, depth = self._placed(host), host.first + len(blocks_of(model, host))
-        recovery, schedule = _recovery(self.recover), self._schedule(host, depth)
+        recovery = _recovery(self.recover)
+        told = self._automatic(recovery is None and host.reads_class_token(model), depth)
+        schedule = told._schedule(host, depth)
         schedule.check(depth)
         check_whole(schedule, host.first, depth)
         behind_last = isinstance(schedule, Late) or (isinstance(schedule, Searched) and schedule.drops_behind_last)
@@ -103,8 +106,22 @@ class Arguments:
         )
         if self.budget is None:
             return plan
-        found = budgeted(model, plan, self.budget, lambda ratio: replace(self, ratio=ratio)._schedule(host, depth))
+        found = budgeted(model, plan, self.budget, lambda ratio: replace(told, ratio=ratio)._schedule(host, depth))
         return replace(plan, schedule=found)
+
+    def _automatic(self, class_token_alone: bool, depth: int) -> Arguments:
+        """These arguments with what a budget alone decides: late blocks where the head reads the class token alone."""
+        named = isinstance(self.schedule, str) and self.schedule == AUTO
+        unread = [name for name in ("blocks", "rounding") if getattr(self, name) is not None]
+        if named and self.budget is None:
+            raise ValueError('schedule="auto" follows from a budget: give one, budget=0.65')
+        if named and unread:
+            raise ValueError(f'schedule="auto" reads the budget alone: leave {", ".join(unread)} out')
+        if not named and (self.schedule is not None or self.budget is None or unread):
+            return self
+        if class_token_alone:
+            return replace(self, schedule="late", blocks=late_blocks(self.budget, depth))
+        return replace(self, schedule=None)
 
     def _placed(self, host: Host) -> Host:
         """The host with what was chosen, for hosts that have a choice."""
@@ -124,7 +141,7 @@ class Arguments:
         if is_file(given):
             return self._own_schedule(load(given))
         if given not in (None, "late"):
-            raise ValueError(f'schedule must be "late", the .yaml file of a search or a Schedule, got {given!r}')
+            raise ValueError(f'schedule must be "auto", "late", the .yaml file of a search or a Schedule: {given!r}')
         ratio = RATIO if self.ratio is None else self.ratio
         if not isinstance(ratio, Real) or isinstance(ratio, bool):
             raise ValueError(f"ratio is the share of tokens to keep and must be a number in (0, 1], got {ratio!r}")
@@ -145,7 +162,7 @@ class Arguments:
 
     def _own_schedule(self, given: Any) -> Schedule:
         if not callable(getattr(given, "kept", None)):
-            raise ValueError(f'schedule must be "late" or a Schedule, got {given!r}')
+            raise ValueError(f'schedule must be "auto", "late" or a Schedule, got {given!r}')
         also = {"ratio": self.ratio, "budget": self.budget, "blocks": self.blocks, "rounding": self.rounding}
         unread = [name for name, value in also.items() if value is not None]
         if unread:

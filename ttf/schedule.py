@@ -220,6 +220,23 @@ class Counts:
         return min(n, dict(self.counts).get(block, n))
 
 
+# Where ``late_blocks`` reduces, in twelfths of the depth, for budgets from these on.
+LATE_BLOCKS = ((0.575, (4, 6, 8)), (0.45, (3, 5, 7)), (0.0, (2, 4, 6, 8)))
+
+
+def late_blocks(budget: float, depth: int) -> tuple[int, ...]:
+    """Where ``Late`` reduces best under a budget: at every other block, from an earlier one on the less may be left.
+
+    Chosen by what was measured on one half of the photographs, see docs/search.md.
+
+    Args:
+        budget: share of the multiply-accumulates that may be left, in (0, 1].
+        depth: number of blocks of the model.
+    """
+    twelfths = next(places for least, places in LATE_BLOCKS if budget >= least)
+    return tuple(sorted({place * depth // 12 for place in twelfths}))
+
+
 @dataclass(frozen=True)
 class Late:
     """Later than the paper, for heads that read the class token alone; beyond the paper.

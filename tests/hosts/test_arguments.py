@@ -29,7 +29,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"recover": 3}, "recover must be True, False"),
     ({"rounding": 3}, "rounding must be one of floor, round, ceil"),
     ({"preset": 3}, "preset must be one of default, paper"),
-    ({"schedule": 3}, 'schedule must be "late" or a Schedule'),
+    ({"schedule": 3}, 'schedule must be "auto", "late" or a Schedule'),
     ({"recover_at": "masks"}, "no choice of where tokens come back"),
     ({"method": "hourglass", "cells": 3}, "cells must be a list"),
     ({"method": "dpc_knn", "neighbours": 2.5}, "neighbours must be a whole number"),

@@ -342,5 +342,5 @@ def test_the_late_schedule_is_refused_where_patch_tokens_are_read(tiny):
     for model, recover in ((tiny(global_pool="avg"), False), (tiny(), True)):
         with pytest.raises(ValueError, match="heads that read the class token alone"):
             ttf.apply(model, schedule="late", recover=recover)
-    with pytest.raises(ValueError, match='must be "late", the .yaml file of a search or a Schedule'):
+    with pytest.raises(ValueError, match='must be "auto", "late", the .yaml file of a search or a Schedule'):
         ttf.apply(tiny(), schedule="early")

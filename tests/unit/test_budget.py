@@ -9,7 +9,7 @@ import torch
 import ttf
 from ttf.budget import Costs, Counter
 from ttf.models.vit_mini import segmenter_mini, vit_mini
-from ttf.schedule import Counts, KeepRatio, RemovePerBlock
+from ttf.schedule import Counts, KeepRatio, Late, RemovePerBlock, late_blocks
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,15 @@ def _counter(model: torch.nn.Module, **options) -> Counter:
     return Counter(model, plan)
 
 
-@pytest.mark.parametrize("options", [{}, {"method": "tome"}, {"schedule": "late"}, {"blocks": [2, 5]}])
+OPTIONS = [
+    {"blocks": [3, 6, 9]},
+    {"blocks": [3, 6, 9], "method": "tome"},
+    {"schedule": "late"},
+    {"blocks": [2, 5]},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 def test_the_largest_keep_ratio_within_a_budget(model, options):
     base = ttf.measure.gmacs(model, (3, 96, 96))
     with ttf.applied(model, budget=0.65, **options):
@@ -57,7 +65,33 @@ def test_a_dense_model_has_the_size_that_it_was_built_for():
     model = segmenter_mini().eval()
     base = ttf.measure.gmacs(model, (3, 96, 96))
     ttf.apply(model, budget=0.8)
+    assert isinstance(ttf.plan(model).schedule, KeepRatio)
     assert 0.77 < ttf.measure.gmacs(model, (3, 96, 96)) / base <= 0.8
+
+
+@pytest.mark.parametrize("method", ["token_transform", "paper", "tome", "evit", "dpc_knn", "mctf"])
+@pytest.mark.parametrize("budget", [0.5, 0.65])
+def test_a_budget_alone_decides_where_to_reduce(model, method, budget):
+    base = ttf.measure.gmacs(model, (3, 96, 96))
+    options = {"method": "token_transform", "preset": "paper"} if method == "paper" else {"method": method}
+    with ttf.applied(model, budget=budget, **options):
+        share, found = ttf.measure.gmacs(model, (3, 96, 96)) / base, ttf.plan(model).schedule
+    assert isinstance(found, Late) and found.blocks == late_blocks(budget, found.depth)
+    assert budget - 0.03 < share <= budget
+    with ttf.applied(model, budget=budget, schedule="auto", **options):
+        assert ttf.plan(model).schedule == found
+
+
+def test_blocks_of_smaller_budgets_begin_earlier():
+    found = [late_blocks(budget, 12) for budget in (0.9, 0.6, 0.5, 0.3)]
+    assert found == [(4, 6, 8), (4, 6, 8), (3, 5, 7), (2, 4, 6, 8)]
+    assert late_blocks(0.6, 24) == (8, 12, 16) and late_blocks(0.4, 2) == (0, 1) and late_blocks(0.5, 6) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("options", [{"recover": True}, {"rounding": "floor"}, {"blocks": [3, 6, 9]}])
+def test_equal_cuts_where_tokens_come_back_or_anything_else_is_said(model, options):
+    with ttf.applied(model, budget=0.7, **options):
+        assert isinstance(ttf.plan(model).schedule, KeepRatio)
 
 
 def test_everything_is_within_the_whole_budget(model):
@@ -73,6 +107,9 @@ MISTAKES = [
     ({"budget": "half"}, "got 'half'"),
     ({"budget": 0.2, "blocks": [6]}, "no keep ratio brings this model to 0.2"),
     ({"budget": 0.5, "method": "ats"}, "depends on the image"),
+    ({"schedule": "auto"}, "follows from a budget"),
+    ({"schedule": "auto", "ratio": 0.5}, "follows from a budget"),
+    ({"schedule": "auto", "budget": 0.5, "blocks": [3]}, "leave blocks out"),
 ]
 
 

@@ -23,6 +23,7 @@ MISTAKES = {
     "budget=half": "error: budget must be a number or nothing, got 'half'",
     "ratio=0.5 budget=0.5": "error: ratio and budget both say how far to reduce: give one or the other",
     "budget=0.5 schedule=late": "error: budget would have no effect: ",
+    "schedule=auto": "error: schedule=auto follows from a budget: give one, budget=0.65",
     "budget=0.5 method=none": "error: budget would have no effect: ",
     "kappa=2": "error: kappa is the gate threshold (Eq. 3), in [-1, 1], got 2",
     "tau=0": "error: tau is the inverse temperature (Eq. 5) and must be above 0, at most 1e6, got 0",

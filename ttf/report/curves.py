@@ -117,10 +117,16 @@ def _panel(
         _share_axis(axes, curves.whole)
 
 
-def _legend(figure: Figure, axes: Axes, notes: Mapping[str, str]) -> None:
-    handles, labels = axes.get_legend_handles_labels()
+def _legend(figure: Figure, notes: Mapping[str, str]) -> None:
+    """One legend for the curves of all panels, each once."""
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    labels = styles.ordered(list(handles))
     words = [f"{label}:\n{notes[label]}" if label in notes else label for label in labels]
-    figure.legend(handles, words, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5, frameon=False)
+    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    figure.legend([handles[label] for label in labels], words, fontsize=8.5, frameon=False, **place)
 
 
 def against_gmacs(
@@ -133,7 +139,7 @@ def against_gmacs(
 ) -> None:
     """The metrics of a task against GMACs, or the headline one against another metric.
 
-    At most eight curves with 95 % bands, published points, costs as ticks.
+    At most eight curves a panel with 95 % bands, published points, costs as ticks.
 
     Args:
         entries: one row of panels each; of what was not measured the headline metric alone is drawn.
@@ -146,19 +152,20 @@ def against_gmacs(
     metrics = drawn(entries[0].task)
     metrics = metrics[:1] if across or not any(entry.methods for entry in entries) else metrics
     every = list(dict.fromkeys(title for entry in entries for title in entry.methods))
-    titles = styles.shown(every, wanted)
+    shown = [styles.shown(list(entry.methods), wanted) for entry in entries]
+    titles = [title for title in every if any(title in some for some in shown)]
     known = [PUBLISHED_NAMES.get(line["method"], line["method"]) for entry in entries for line in entry.published]
     counted = [row["title"] for entry in entries for row in entry.counted]
     looks = styles.styles(list(dict.fromkeys([*titles, *known, *counted])))
     size = (5.8 * len(metrics), 4.7 * len(entries))
     figure, grid = plt.subplots(len(entries), len(metrics), figsize=size, squeeze=False)
-    for panels, entry in zip(grid, entries, strict=True):
+    for panels, entry, own in zip(grid, entries, shown, strict=True):
         for axes, metric in zip(panels, metrics, strict=True):
-            _panel(axes, entry, metric, titles, looks, depth, across)
+            _panel(axes, entry, metric, own, looks, depth, across)
         if not across:
             _published(panels[0], entry, metrics[0], looks)
             _counts(panels[0], entry, looks)
-    _legend(figure, grid[0][0], notes or {})
+    _legend(figure, notes or {})
     figure.tight_layout()
     left_out = [title for title in every if title not in titles]
     if left_out:
@@ -189,6 +196,6 @@ def scatter(entries: Sequence[Curves], metric: str, path: Path) -> None:
         axes.set_xlabel(across.axis)
         axes.set_ylabel(main.axis)
         axes.text(0.97, 0.95, f"Spearman's rho {rho:.2f}", transform=axes.transAxes, ha="right", fontsize=9)
-    _legend(figure, grid[0][0], {})
+    _legend(figure, {})
     figure.tight_layout()
     save(figure, path)

@@ -62,8 +62,8 @@ class Files:
         if how:
             if not values or how not in OF_SEVERAL:
                 raise ValueError(f"{column} of {len(values)} lines of {name}: {', '.join(OF_SEVERAL)} of one or more")
-            value = OF_SEVERAL[how]([float(one) for one in values])
-            return Number(value, f"{value:g}")
+            number = OF_SEVERAL[how]([float(one) for one in values])
+            return Number(number, f"{number:g}")
         if len(set(values)) != 1:
             raise ValueError(f"{len(values)} lines of {name} have a {key} and fit {' '.join(where)!r}")
         return _number(values[0])

@@ -97,7 +97,8 @@ class Numbers:
         if kind in ("range", "spearman") or first == "count":
             return _of_all(kind or "count", what, [m for m in self._fitting(rest) if m.method is not None])
         if "@" in what:
-            return self._at(*what.split("@"), self._fitting(rest))
+            metric, _, percent = what.partition("@")
+            return self._at(metric, percent, self._fitting(rest))
         return self._of_row(kind, what, self._row(rest))
 
     def _fitting(self, words: Sequence[str]) -> list[Measured]:

@@ -19,6 +19,9 @@ KNOWN: dict[str, tuple[str, str, Any]] = {
     "ours (default), back by W transposed": ("0.5", "v", "--"),
     "ours (literal)": ("#CC79A7", "P", ":"),
     "ours (literal), back on the masks": ("#882255", "D", "-."),
+    "ours, places": ("black", "o", "-"),
+    "ours, grid": ("#CC79A7", "s", "--"),
+    "ours, no shift": ("0.5", "D", ":"),
     "ToMe": ("#0072B2", "h", "-"),
     "DiffRate": ("#D55E00", "v", "-"),
     "MCTF at 3 blocks": ("#E69F00", "X", "-"),
@@ -39,6 +42,7 @@ NAMES = {
     "dpt_ti": "DPT-Ti",
     "dpt_hybrid": "DPT-Hybrid",
     "vitdet_ti": "ViTDet-Ti",
+    "swin_mini": "Swin, width 32",
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from ttf.arguments import HOST_OPTIONS, check_options
+from ttf.arguments import AUTO, HOST_OPTIONS, check_options
 from ttf.results.store import SCHEMA, Row, signature
 from ttf.tasks.options import reduction
 
@@ -38,6 +38,9 @@ def _plain(value: Any) -> Any:
 def _schedule(options: dict[str, Any]) -> Row:
     """Class and fields; a schedule of ratio and blocks is a ``KeepRatio``, whose places may be the model's own."""
     given = options.get("schedule")
+    placed = options.get("blocks") is not None or options.get("rounding") is not None
+    if given == AUTO or (given is None and options.get("budget") is not None and not placed):
+        return {"class": "Auto", "budget": float(options["budget"])}
     if given is not None:
         plain: Row = _plain(given)
         return plain

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ttf import processes
-from ttf.arguments import HOST_OPTIONS
+from ttf.arguments import AUTO, HOST_OPTIONS
 from ttf.building import build
 from ttf.config_store import models
 from ttf.models.placement import Placement
@@ -98,6 +98,9 @@ def reduction(cfg: DictConfig) -> dict[str, Any] | None:
 
 
 def _one_of(schedule: dict[str, Any]) -> dict[str, Any]:
-    """A keep ratio, or the budget that is given in its place."""
-    left_out = "ratio" if schedule.get("budget") is not None else "budget"
-    return {name: value for name, value in schedule.items() if name != left_out}
+    """A keep ratio, or the budget that is given in its place, which alone says where to reduce, too."""
+    if schedule.get("budget") is not None:
+        return {name: value for name, value in schedule.items() if name != "ratio" and value is not None}
+    if schedule.get("schedule") == AUTO:
+        raise ValueError("schedule=auto follows from a budget: give one, budget=0.65")
+    return {name: value for name, value in schedule.items() if name != "budget" and value is not None}

@@ -324,10 +324,10 @@ def of_uncompressed(tiny: Tiny, images: Images) -> Callable[[bool | None], int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [True, None])
 @pytest.mark.parametrize(
-    "options", [{}, {"preset": "paper"}, {"recover": True}, {"method": "tome"}, {"method": "evit"}]
+    "options", [{}, {"preset": "paper"}, {"recover": True}, {"method": "tome", "blocks": (1,)}, {"method": "evit"}]
 )
 def test_batches_are_one_graph_and_no_more_graphs_than_uncompressed(
     options: dict[str, Any], dynamic: bool | None, tiny: Tiny, images: Images, of_uncompressed: Any
 ) -> None:
-    compressed = ttf.apply(tiny(depth=2), blocks=(0, 1), **options)
+    compressed = ttf.apply(tiny(depth=2), **{"blocks": (0, 1), **options})
     assert _graphs(compressed, images, dynamic) <= of_uncompressed(dynamic)
