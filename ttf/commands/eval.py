@@ -27,7 +27,7 @@ def check_out(out: str | None) -> None:
 def main(cfg: DictConfig) -> None:
     from ttf.report.terminal import print_row
     from ttf.report.wandb import log_row
-    from ttf.results.store import write_row
+    from ttf.results.store import Store, read_json, write_row
     from ttf.tasks.run import execute
 
     check_out(cfg.out)
@@ -43,5 +43,6 @@ def main(cfg: DictConfig) -> None:
     print_row(row)
     if cfg.out:
         check_out(cfg.out)  # an evaluation takes a while
-        write_row(Path(cfg.out), row)
+        stored = Store(cfg.paths.runs).path(row["id"])
+        write_row(Path(cfg.out), read_json(stored) if stored.is_file() else row)
     log_row(row, cfg.logger)

@@ -264,6 +264,8 @@ def _checked(images: Any, objective: str) -> None:
     if not isinstance(images, Tensor) or images.ndim != 4 or len(images) < FEWEST_IMAGES:
         given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images must be a tensor (n, 3, H, W) of at least {FEWEST_IMAGES} images, got {given}")
+    if not images.is_floating_point():
+        raise ValueError(f"images must be preprocessed as for the model, floating-point numbers, got {images.dtype}")
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
 
