@@ -28,6 +28,7 @@ KNOWN: dict[str, tuple[str, str, Any]] = {
     "PiToMe": ("#56B4E9", ">", ":"),
     "DPC-KNN": ("#E69F00", "^", "--"),
     "EViT": ("#009E73", "<", "-."),
+    "every k-th token": ("#882255", "s", ":"),
     "PPT": ("#56B4E9", "p", ":"),
     "Hourglass": ("#D55E00", "d", "-"),
     "Hourglass, temperature 2": ("#E69F00", ">", "--"),
