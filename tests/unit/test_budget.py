@@ -69,8 +69,9 @@ def test_a_dense_model_has_the_size_that_it_was_built_for():
     assert 0.77 < ttf.measure.gmacs(model, (3, 96, 96)) / base <= 0.8
 
 
-@pytest.mark.parametrize("method", ["token_transform", "paper", "tome", "evit", "dpc_knn", "mctf"])
-@pytest.mark.parametrize("budget", [0.5, 0.65])
+@pytest.mark.parametrize(
+    ("method", "budget"), [("token_transform", 0.65), ("paper", 0.5), ("tome", 0.5), ("evit", 0.4)]
+)
 def test_a_budget_alone_decides_where_to_reduce(model, method, budget):
     base = ttf.measure.gmacs(model, (3, 96, 96))
     options = {"method": "token_transform", "preset": "paper"} if method == "paper" else {"method": method}
