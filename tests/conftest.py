@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         room += [*own, *quick[:more]]
         quick, left = quick[more:], len(items) - len(room)
     items[:] = [*room, *quick]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: Python need not look for garbage in it again and again."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # nanobind complains of what is left at the end
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import gc
 import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -46,9 +47,12 @@ def usage() -> str:
 
 def start(name: str) -> None:
     """Run a command with ``sys.argv[1:]``; mistakes of the user end with one line and exit status 2."""
+    gc.disable()  # nothing that importing makes is garbage, and looking for it takes half a second
     from ttf import cli
 
-    cli.run(import_module(f"ttf.commands.{name}").main)
+    function = import_module(f"ttf.commands.{name}").main
+    gc.enable()
+    cli.run(function)
 
 
 def _unknown(word: str) -> str:
