@@ -31,15 +31,12 @@ def _squeezed(part: Tensor) -> Tensor:
     """A tensor as bytes (b,) uint8."""
     values = part.numpy()
     raw = np.packbits(values) if part.dtype == torch.bool else values.reshape(-1).view(np.uint8)
-    return torch.from_numpy(np.frombuffer(_compressed(raw, part.dtype), np.uint8).copy())
-
-
-def _compressed(raw: np.ndarray, dtype: torch.dtype) -> bytes:
-    return zlib.compress(raw.reshape(-1, dtype.itemsize).T.tobytes(), 9)
+    content = zlib.compress(raw.reshape(-1, part.dtype.itemsize).T.tobytes(), 9)
+    return torch.from_numpy(np.frombuffer(content, np.uint8).copy())
 
 
 def _unsqueezed(stored: Tensor, dtype: torch.dtype, shape: list[int]) -> Tensor:
-    """The tensor from its bytes. Raises ``zlib.error`` or ``ValueError`` where they are damaged."""
+    """The tensor from its bytes. Raises one of the errors of ``unpack`` where they are damaged."""
     size = math.prod(shape) * dtype.itemsize  # of bits it is less
     content = zlib.decompressobj().decompress(stored.numpy().tobytes(), size + 1)  # not more than the row says
     raw = np.frombuffer(content, np.uint8)

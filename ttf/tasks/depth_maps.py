@@ -17,7 +17,7 @@ from ttf.data.files import atomic_write, check_replaceable
 from ttf.data.reading import SIXTEEN_BITS
 from ttf.report.depth_maps import Example, Predicted, figure
 from ttf.tasks.depth import Depth
-from ttf.tasks.pictures import drawn, left, ways
+from ttf.tasks.pictures import drawn, item_at, left, ways
 
 
 def _abs_rel(task: Depth, depth: Tensor, truth: Tensor) -> float | None:
@@ -26,10 +26,7 @@ def _abs_rel(task: Depth, depth: Tensor, truth: Tensor) -> float | None:
 
 
 def _example(task: Depth, model: nn.Module, position: int, methods: Mapping[str, dict[str, Any]]) -> Example:
-    _, item = task.data[position]
-    if isinstance(item, ValueError):
-        raise item
-    picture, truth = item
+    picture, truth = item_at(task, position)
     image, size = task.resizing.prepare(picture), (truth.shape[0], truth.shape[1])
     depth = task.resizing.depth(model, image, size).cpu()
     found = {"uncompressed": Predicted(depth, None, _abs_rel(task, depth, truth))}

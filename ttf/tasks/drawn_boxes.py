@@ -14,7 +14,7 @@ import ttf
 from ttf.models.detector import Found
 from ttf.report.boxes import Drawn, Example, figure
 from ttf.tasks.detection import Detection
-from ttf.tasks.pictures import drawn, left, ways
+from ttf.tasks.pictures import drawn, item_at, left, ways
 
 LEAST = 0.5  # score of a box that is drawn
 
@@ -33,10 +33,7 @@ def window_side(model: Any) -> int | None:
 
 
 def _example(task: Detection, model: nn.Module, position: int, methods: Mapping[str, dict[str, Any]]) -> Example:
-    _, item = task.data[position]
-    if isinstance(item, ValueError):
-        raise item
-    picture, truth = item
+    picture, truth = item_at(task, position)
     image, size = task.inference.prepare(picture), (picture.height, picture.width)
     found = {"uncompressed": _drawn(task.inference.found(model, image, size))}
     tokens, window = {}, None

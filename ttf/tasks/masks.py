@@ -10,15 +10,12 @@ from torch import nn
 
 import ttf
 from ttf.report.masks import Example
-from ttf.tasks.pictures import drawn, ways
+from ttf.tasks.pictures import drawn, item_at, ways
 from ttf.tasks.segmentation import Segmentation, label_map
 
 
 def _example(task: Segmentation, model: nn.Module, position: int, methods: Mapping[str, dict[str, Any]]) -> Example:
-    _, item = task.data[position]
-    if isinstance(item, ValueError):
-        raise item
-    picture, truth = item
+    picture, truth = item_at(task, position)
     image, size = task.inference.prepare(picture), (truth.shape[0], truth.shape[1])
     base = label_map(task.inference.logits(model, image), size).cpu()
     predictions = {}

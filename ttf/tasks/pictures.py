@@ -71,6 +71,14 @@ def drawn(
     return task, [(position, example(task, model, position, methods)) for position in wanted]
 
 
+def item_at(task: Task, position: int) -> Any:
+    """What a task's data set has at a position of the shuffle. Raises ``ValueError``: the image cannot be read."""
+    _, item = task.data[position]
+    if isinstance(item, ValueError):
+        raise item
+    return item
+
+
 def _checked(name: str, options: dict[str, Any] | None) -> dict[str, Any]:
     if options is None or "calibrate" in options:
         raise ValueError(f"{name} has no picture of its own: choose a method that compresses without images")
