@@ -241,3 +241,31 @@ def test_published_rows_are_those_of_their_benchmark(name, monkeypatch):
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         wanted = {run.settings for run in timings(cfg)}
     assert wanted <= {row["settings"] for row in rows}
+
+
+# Parts of vision-language models
+
+LLAVA = ["model=llava_mini", "+model.network.width=32", "+model.network.depth=1"]
+
+
+def test_tower_prefill_and_answer_are_timed_by_themselves():
+    rows = rows_of(*LLAVA, "batch=[1]", "parts=[tower,answer]", "experiments=['table5/ours_default ratio=0.5']")
+    assert [row["part"] for row in rows] == ["tower"] * 2 + ["answer"] * 2
+    assert rows[0]["gmacs"] < rows[2]["gmacs"] and rows[1]["mac_ratio"] > 1 < rows[3]["mac_ratio"]
+    assert [row.get("answer_tokens") for row in rows] == [None, None, 8, 8]
+    assert costs.merged(rows[:2], rows[2:]) == rows and costs.merged(rows, rows[:2]) == [*rows[2:], *rows[:2]]
+    table = speed.cells(rows)
+    assert [line[table[0].index("part")] for line in table[1:]] == ["answer"] * 2 + ["tower"] * 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["parts=[head]"], "parts must be of tower"),
+        (["parts=[tower]", "model=vit_mini"], "vit_mini is none"),
+        (["parts=[tower]", "modes=[compiled]"], r"modes=\[eager\] alone"),
+    ],
+)
+def test_parts_that_there_are_not(overrides: list[str], message: str):
+    with pytest.raises(ValueError, match=message):
+        rows_of("model=llava_mini", *overrides)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import ttf
 from ttf import hosts
 from ttf.bench.arithmetic import arithmetic
 from ttf.bench.fitting import IMAGES, fit, random_model
+from ttf.bench.parts import cost
 from ttf.building import build
 from ttf.data.transforms import preprocessing
 from ttf.results.costs import Row
@@ -58,15 +60,17 @@ class Shapes:
             found = costs(self._model, torch.zeros(1, *self.size))
         return {name: round(value, 4) for name, value in found.items()}
 
-    def arithmetic(self, options: dict[str, Any] | None) -> dict[str, float | str]:
+    def arithmetic(self, options: dict[str, Any] | None, part: str | None = None) -> Mapping[str, float | str]:
         """``ttf.bench.arithmetic`` of one image.
 
         Args:
             options: arguments of ``ttf.apply``; None: uncompressed.
+            part: of a vision-language model, see ``ttf.bench.parts``; None: all of it.
         """
         with self._mode:
-            model = ttf.remove(self._model)
-            return arithmetic(model if options is None else ttf.apply(model, **options), torch.zeros(1, *self.size))
+            model, image = ttf.remove(self._model), torch.zeros(1, *self.size)
+            compressed = model if options is None else ttf.apply(model, **options)
+            return cost(compressed, image, part) if part else arithmetic(compressed, image)
 
     def gmacs(self, options: dict[str, Any] | None) -> float:
         """GMACs of one image or window.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import ttf
 from ttf import api, hosts
-from ttf.bench import modes
+from ttf.bench import modes, parts
 from ttf.bench.arithmetic import arithmetic
 from ttf.bench.budget import matched, reference
 from ttf.bench.counting import Shapes
@@ -72,6 +72,7 @@ class Timing:
         known: provenance.
         batch: of the config; None: chosen by the cost of the model.
         mode: one of ``ttf.bench.modes.MODES``.
+        part: of a vision-language model, one of ``ttf.bench.parts.PARTS``; None: the whole of a model.
     """
 
     cfg: DictConfig
@@ -81,6 +82,7 @@ class Timing:
     known: dict[str, Any]
     batch: int | None
     mode: str
+    part: str | None = None
 
     @property
     def label(self) -> str:
@@ -102,8 +104,9 @@ class Timing:
 
     @property
     def _form(self) -> dict[str, str]:
-        """Layout of the images, form of the patch embedding and choice of operators, where they are not as usual."""
-        return {name: self.cfg[name] for name, usual in USUAL.items() if self.cfg[name] != usual}
+        """Layout of the images, form of the patch embedding, choice of operators and part, where not as usual."""
+        form = {name: self.cfg[name] for name, usual in USUAL.items() if self.cfg[name] != usual}
+        return form | ({"part": self.part} if self.part else {})
 
     def rows(self) -> list[Row]:
         """Measure; weights are random.
@@ -173,15 +176,18 @@ class Timing:
     def _costs(self, benchmark: Benchmark, models: dict[str, nn.Module], images: Tensor) -> dict[str, Any]:
         """Counted on the timed images, for the number of tokens may depend on these.
 
-        Beside a GPU from shapes alone where it does not, else on the CPU: the counter sees operators, no kernels.
+        Beside a GPU, and parts, from shapes alone where it does not, else on the CPU: the counter sees operators, no
+        kernels.
         """
         cpu = torch.device("cpu")
         plans = [api.plan(model) for model in models.values()]
-        if self.device != cpu and not any(plan is not None and plan.method.adaptive for plan in plans):
+        fixed = not any(plan is not None and plan.method.adaptive for plan in plans)
+        if fixed and (self.part or self.device != cpu):
             shapes = Shapes(benchmark.model.network)
-            return {entry.title: shapes.arithmetic(entry.options) for entry in benchmark.entries}
+            return {entry.title: shapes.arithmetic(entry.options, self.part) for entry in benchmark.entries}
         counting = models if self.device == cpu else self._models(benchmark, cpu)[0]
-        return {title: arithmetic(model, images.to(cpu)) for title, model in counting.items()}
+        count = partial(parts.cost, name=self.part) if self.part else arithmetic
+        return {title: count(model, images.to(cpu)) for title, model in counting.items()}
 
     def _models(self, benchmark: Benchmark, device: torch.device) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
         torch.manual_seed(self.cfg.seed)
@@ -215,7 +221,7 @@ class Timing:
         ready: dict[str, nn.Module] = {}
         for title, model in models.items():
             try:
-                ready[title] = modes.ready(model, self.mode, images, title)
+                ready[title] = modes.ready(parts.part(model, self.part), self.mode, images, title)
             except ValueError as error:
                 if title == BASE or len(models) == 2:
                     raise
@@ -226,8 +232,9 @@ class Timing:
         """How large model and images are."""
         height, width = images.shape[-2:]
         pixels = str(height) if height == width else f"{height}x{width}"
-        params = round(ttf.measure.params_m(base), 4)
-        return {"params_m": params, "tokens": _tokens(base, images), "pixels": pixels, "batch": len(images)}
+        params, own = round(ttf.measure.params_m(base), 4), {"answer_tokens": getattr(base, "answer_tokens", "")}
+        size = {"params_m": params, "tokens": _tokens(base, images), "pixels": pixels, "batch": len(images)}
+        return size | (own if self.part == "answer" else {})
 
     def _place(self) -> Row:
         """Where and how the run was timed."""
@@ -295,9 +302,11 @@ def timings(cfg: DictConfig) -> Iterator[Timing]:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {cfg[name]!r}")
     if cfg.rounds < FEWEST_ROUNDS:
         raise ValueError(f"a median needs at least {FEWEST_ROUNDS} rounds, got {cfg.rounds}")
+    parts.check(cfg)
     known = provenance(device, dtype)
     for benchmark in benchmarks(cfg):
         prepare = cache(partial(_prepared, benchmark, cfg.seed))
         for mode in cfg.modes:
             for batch in _batches(cfg.batch, device):
-                yield Timing(cfg, benchmark, prepare, device, known, batch, mode)
+                for part in cfg.parts or [None]:
+                    yield Timing(cfg, benchmark, prepare, device, known, batch, mode, part)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -188,14 +189,45 @@ class VisionLanguageModel(nn.Module):
         )
         return [text.strip() for text in self.tokenizer.batch_decode(out, skip_special_tokens=True)]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of the next word after a prompt of ``COUNTED_WORDS`` words with the image, (B, words)."""
+    def _prompts(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Prompts of ``COUNTED_WORDS`` words with an image each, (B, T + M, width), and a mask if they are padded."""
         features = self.features(images)
         words = self._embedded(torch.zeros(COUNTED_WORDS, dtype=torch.long))
         prompts = [torch.cat((words, tokens.to(words))) for tokens in features]
         embeds, mask = self.padded(prompts)
-        padded = len({len(prompt) for prompt in prompts}) > 1
-        return self.model(inputs_embeds=embeds, attention_mask=mask if padded else None, logits_to_keep=1).logits[:, -1]
+        return embeds, mask if len({len(prompt) for prompt in prompts}) > 1 else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of the next word after a prompt of ``COUNTED_WORDS`` words with the image, (B, words)."""
+        embeds, mask = self._prompts(images)
+        return self.model(inputs_embeds=embeds, attention_mask=mask, logits_to_keep=1).logits[:, -1]
+
+    def continued(self, images: Tensor) -> Tensor:
+        """Ids of ``answer_tokens`` words after the same prompt, (B, words): greedy, and no word ends them."""
+        embeds, mask = self._prompts(images)
+        return self.model.generate(
+            inputs_embeds=embeds,
+            attention_mask=torch.ones(embeds.shape[:2], device=embeds.device).long() if mask is None else mask,
+            min_new_tokens=self.answer_tokens,
+            max_new_tokens=self.answer_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=0,
+        )
+
+    def step_by_step(self, images: Tensor) -> Tensor:
+        """The same as ``continued`` without looking at a value, to count it from shapes; prompts of one length."""
+        embeds, mask = self._prompts(images)
+        assert mask is None
+        out = self.model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
+        words = [out.logits[:, -1].argmax(-1, keepdim=True)]
+        cache = "cache" if "cache" in signature(self.model.forward).parameters else "past_key_values"  # as of 5.x
+        while len(words) < self.answer_tokens:
+            out = self.model(
+                input_ids=words[-1], use_cache=True, **{cache: out[cache if cache in out else "past_key_values"]}
+            )
+            words.append(out.logits[:, -1].argmax(-1, keepdim=True))
+        return torch.cat(words, dim=1)
 
 
 # LLaVA-1.5 and its relatives from the hub
@@ -230,7 +262,10 @@ def _preparation(processor: Any, side: int) -> Preparation:
 
 
 CLIP_COLOURS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-SHAPES = {"llava-hf/llava-1.5-7b-hf": (4096, 11008, 32, 32)}  # width, width of the MLP, layers, heads of the Llama
+SHAPES = {  # of the Llama: width, width of the MLP, layers, heads, heads of keys and values
+    "llava-hf/llava-1.5-7b-hf": (4096, 11008, 32, 32, 32),
+    "tinyllama-1.1b": (2048, 5632, 22, 32, 4),  # behind the same tower; to time on a machine without a GPU
+}
 
 
 def in_shapes(name: str, answer_tokens: int = 128, prompt: str = PROMPT) -> VisionLanguageModel:
@@ -243,9 +278,9 @@ def in_shapes(name: str, answer_tokens: int = 128, prompt: str = PROMPT) -> Visi
 
     if name not in SHAPES:
         raise MissingError(f"{name} is not on this machine, and its sizes are known of {', '.join(SHAPES)} alone")
-    width, inner, layers, heads = SHAPES[name]
+    width, inner, layers, heads, shared = SHAPES[name]
     sizes: dict[str, Any] = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers}
-    text = library.LlamaConfig(vocab_size=32064, num_attention_heads=heads, num_key_value_heads=heads, **sizes)
+    text = library.LlamaConfig(vocab_size=32064, num_attention_heads=heads, num_key_value_heads=shared, **sizes)
     tower: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
     vision = library.CLIPVisionConfig(num_attention_heads=16, image_size=336, patch_size=14, **tower)
     config = library.LlavaConfig(vision_config=vision, text_config=text)

@@ -34,6 +34,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "mode": lambda row: text(row, "mode") or "eager",
     "layout": _plain("layout"),
     "patches": _plain("patches"),
+    "part": _plain("part"),
     "method": _plain("method"),
     "fitted on": _plain("fitted_on"),
     "GMACs": _figure("gmacs", "{:.3f}"),
@@ -60,7 +61,7 @@ def heading(rows: Sequence[Row]) -> str:
 
 def _order(row: Row) -> tuple[Any, ...]:
     """The uncompressed model first, then the most efficient, within a benchmark at one size, batch and place."""
-    place = tuple(text(row, name) for name in (*SHARED, "mode", "layout", "patches", "benchmark"))
+    place = tuple(text(row, name) for name in (*SHARED, "mode", "layout", "patches", "part", "benchmark"))
     rank = (row["method"] != BASE, -float(row["efficiency"]))
     return row["model"], int(row.get("tokens") or 0), int(row["batch"]), place, *rank
 

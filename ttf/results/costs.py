@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 # A run replaces rows that agree in all of these. Older files lack the last ones: they hold one benchmark, at one size.
 SAME = ("model", "batch", "mode", "dtype", "device", "benchmark", "pixels")
-FORM = ("layout", "patches")  # of the patch embedding; "" is torch's own
+FORM = ("layout", "patches", "part")  # of images and weights, of the patch embedding, of the model; "" is the usual
 
 
 def read(path: Path) -> list[Row]:

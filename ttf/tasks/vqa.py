@@ -123,7 +123,7 @@ def _described(plan: Plan | None) -> str:
     return "" if plan is None else repr((plan.method, plan.schedule, plan.recovery))
 
 
-class _Part(nn.Module):
+class Part(nn.Module):
     """A part of a model as a module from images, to count its arithmetic."""
 
     def __init__(self, model: nn.Module, run: Callable[[Tensor], Any]) -> None:
@@ -250,7 +250,7 @@ class QuestionAnswering(Task):
         def answer(images: Tensor) -> list[str]:
             return own.answer([asked] * len(images), own.features(images))
 
-        return {"tower": _Part(model, own.selected), "answer": _Part(model, answer)}
+        return {"tower": Part(model, own.selected), "answer": Part(model, answer)}
 
     def _submit(self, said: Mapping[int, Answers]) -> None:
         """The file for the server that scores a benchmark without public answers, named by its content."""
@@ -282,7 +282,7 @@ def costs(model: Any, images: Tensor) -> dict[str, float]:
     """
     tower, seen, whole = (
         ttf.measure.gmacs(part, images.shape, images)
-        for part in (_Part(model, model.selected), _Part(model, model.features), model)
+        for part in (Part(model, model.selected), Part(model, model.features), model)
     )
     return {"tower_gmacs": tower, "prefill_gmacs": whole - seen}
 

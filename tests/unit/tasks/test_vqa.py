@@ -19,7 +19,7 @@ from ttf.errors import MissingError
 from ttf.metrics import measure
 from ttf.metrics.outcomes import stack
 from ttf.schedule import RemovePerBlock
-from ttf.tasks.vqa import Answers, Journal, QuestionAnswering, _Part, costs, outcome, score
+from ttf.tasks.vqa import Answers, Journal, Part, QuestionAnswering, costs, outcome, score
 
 pytest.importorskip("transformers", reason="needs transformers: pip install 'ttf[hf]'")
 
@@ -318,7 +318,7 @@ def test_costs_of_7b_in_shapes():
     with torch.device("meta"):
         big = llava("llava-hf/llava-1.5-7b-hf")
     images = torch.zeros(1, 3, 336, 336, device="meta")
-    whole = ttf.measure.gmacs(_Part(big, big.selected), images.shape, images)
+    whole = ttf.measure.gmacs(Part(big, big.selected), images.shape, images)
     assert whole == pytest.approx(191.0, abs=0.05)
     with ttf.applied(big, ratio=0.63):
         assert len(big.selected(images)[0]) == 143
