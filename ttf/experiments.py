@@ -224,8 +224,13 @@ def register(arguments: Sequence[str] | None = None) -> None:
 
 
 def _node(name: str) -> dict[str, Any]:
-    row = experiments().get(name)
-    return config_store.experiment(name, config_store.entries("trainings")[name]) if row is None else row.node()
+    if name in experiments():
+        return experiments()[name].node()
+    recipe = dict(config_store.entries("trainings")[name])
+    row = experiments().get(recipe.pop("row", ""))
+    if row is None:
+        return config_store.experiment(name, recipe)
+    return config_store.experiment(row.name, {"title": row.title, **row.overrides, **recipe})
 
 
 def parsed(override: str) -> tuple[str, Any]:

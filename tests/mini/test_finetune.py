@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 
 import ttf
 import ttf.cli  # registers what the configs resolve with
+from tests.composing import composed
 from tests.scripts_under_test import Done, Script, python
 from ttf.calibration import load_matrices
 from ttf.experiments import names, register
 from ttf.models.weights import load_model
+from ttf.tasks.identity import compression_settings
 from ttf.tasks.options import reduction
 from ttf.training.evaluation import Top1
 from ttf.training.run import FineTuning
@@ -167,6 +169,16 @@ def test_experiments_are_complete(configured, name):
     cfg = configured(f"experiment={name}")
     assert cfg.name == name and cfg.finetuned and cfg.title
     assert reduction(cfg) is not None
+
+
+def test_a_training_of_a_row_trains_what_the_row_measures(configured):
+    cfg = configured("experiment=distilled/vit_ti_ours")
+    assert cfg.name == "prune_and_merge/vit_ti_ours_distilled" and cfg.finetuned
+    trained, measured = (reduction(one) for one in (cfg, composed("eval", f"experiment={cfg.name}")))
+    assert compression_settings(trained) == compression_settings(measured)
+    assert cfg.objective.alpha == 1.0 and cfg.train.keep == "best"
+    seen = cfg.data.train.limit + cfg.data.test.limit
+    assert cfg.data.test.skip == cfg.data.train.limit and composed("eval", f"experiment={cfg.name}").skip == seen
 
 
 def _needs(plugin: str) -> None:

@@ -15,6 +15,7 @@ from timm.data import ImageNetInfo
 from torch.utils.data import Dataset
 
 from ttf.data.reading import OTHER_SUFFIXES, SUFFIXES, lines_digest, read_image, shown, size_of
+from ttf.data.subset import Shuffled
 from ttf.errors import MissingError
 
 VAL_NAME = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
@@ -158,3 +159,24 @@ class ImageNetFolder(Dataset[tuple[Any, int]]):
     def digest(self) -> str:
         """Identity of the set: sha256 over the names and byte counts of its files."""
         return lines_digest(f"{file.parent.name}/{file.name} {size_of(file)} {label}" for file, label in self.samples)
+
+
+class ImageNetPart(ImageNetFolder):
+    """Some images of a seeded shuffle: those that ``ttf eval`` with the same ``limit``, ``skip`` and ``seed`` looks at.
+
+    Args:
+        limit: how many.
+        skip: how many are left out first.
+        seed: of the shuffle.
+        **folder: as for ``ImageNetFolder``.
+
+    Raises:
+        ValueError: as ``ImageNetFolder``, or fewer than ``limit`` images behind ``skip``.
+    """
+
+    def __init__(self, limit: int, skip: int = 0, seed: int = 0, **folder: Any) -> None:
+        super().__init__(**folder)
+        chosen = Shuffled(self, limit, seed, skip).indices
+        if len(chosen) < limit:
+            raise ValueError(f"limit={limit}, and {self.folder} has {len(chosen)} images behind {skip}: take fewer")
+        self.samples = [self.samples[index] for index in chosen]

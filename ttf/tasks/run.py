@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 import ttf
 from ttf import api, processes
 from ttf.calibration import calibrate_on, load_matrices
+from ttf.data.subset import Shuffled
 from ttf.data.transforms import Preprocessing
 from ttf.errors import MissingError
 from ttf.experiments import Planned
@@ -27,6 +29,7 @@ from ttf.models.weights import file_digest, fingerprint, load_model
 from ttf.results.rows import Rows
 from ttf.results.store import SCHEMA, Row, Store, signature
 from ttf.tasks.availability import check_fetched, trained_weights
+from ttf.tasks.base import Compression
 from ttf.tasks.classification import Classification
 from ttf.tasks.identity import baseline_of, key_of, settings
 from ttf.tasks.options import check_pair, how_far, make_task, pick_device, pick_dtype, pick_placement, reduction
@@ -103,8 +106,10 @@ class Run:
             self.reduction = {**self.reduction, "method": method, "blocks": method.blocks}
 
     def _calibrated(self, model: nn.Module, images: int, **options: Any) -> PruneAndMerge:
-        """Prune and Merge from a pass over the first images."""
-        return calibrate_on(model, self.task.images(range(images)), **options)
+        """Prune and Merge from a pass over the first images of the shuffle, those that ``skip`` leaves out first."""
+        whole = copy(self.task)
+        whole.data = Shuffled(self.task.set, min(images, len(self.task.data)), self.cfg.seed)
+        return calibrate_on(model, whole.images(range(images)), **options)
 
     def photographs(self, positions: Sequence[int]) -> tuple[nn.Module, Tensor, Preprocessing]:
         """The uncompressed model, the images (B, 3, H, W) at ``positions`` of the shuffle, and their preprocessing.
@@ -150,8 +155,8 @@ class Run:
         with self._compression(model):  # a wrong option shows before the long evaluation
             costs, plan = self._costs(model), api.plan(model)
         method = None if plan is None else plan.method
-        compression = None if self.reduction is None else partial(self._compression, model)
-        found = self.task.outcomes(model, compression, baseline_of(config), self._words())
+        compression, baseline = self._comparison(model, config)
+        found = self.task.outcomes(model, compression, baseline, self._words())
         self.images = found.images
         return {
             "schema": SCHEMA,
@@ -170,6 +175,32 @@ class Run:
             "command": " ".join(["ttf", "eval", *given]),
             "seconds": round(time.time() - begin, 1),
         }
+
+    def _comparison(self, model: nn.Module, config: Row) -> tuple[Compression | None, Row]:
+        """What compresses ``model``, and what its predictions without that depend on.
+
+        A fine-tuned model is compared with its own weights: it has these from here on, and the trained ones within.
+        """
+        compression = None if self.reduction is None else partial(self._compression, model)
+        if "fine_tuned" not in config["model"]:
+            return compression, baseline_of(config)
+        trained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        own = load_model(self.cfg.model, None, self.cfg.paths.weights, self.cfg.paths.downloads)
+        model.load_state_dict(own.state_dict())
+        same = {name: value for name, value in config["model"].items() if name != "fine_tuned"}
+        before = {**config, "model": same, "weights": fingerprint(own)}
+        return partial(self._trained, model, trained), baseline_of(before)
+
+    @contextmanager
+    def _trained(self, model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
+        """The model with the weights that fine-tuning made, compressed, for a while."""
+        own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(weights)
+        try:
+            with self._compression(model):
+                yield
+        finally:
+            model.load_state_dict(own)
 
     def _title(self) -> str:
         """Its line in tables: the experiment's, else the method's name."""

@@ -61,6 +61,27 @@ class Score(ABC):
         return engine.reduce(whole, "sum").to(part.dtype).cpu()
 
 
+@torch.no_grad()
+def mean_loss(objective: nn.Module, data: Any, engine: Accelerator, size: int, workers: int = 0) -> float:
+    """Mean of an objective over a set, in evaluation mode; every process takes each so-manieth image.
+
+    Args:
+        objective: gives the mean loss of a batch.
+        data: items as the objective takes them.
+        engine: of the processes.
+        size: images that go through the model together.
+        workers: processes that make the data.
+    """
+    objective.eval()
+    mine = range(engine.process_index, len(data), engine.num_processes)
+    total = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    for batch in evaluation_batches(data, mine, size, workers):
+        loss = objective(*(tensor.to(engine.device) for tensor in batch)).item()
+        total += torch.tensor([loss * len(batch[0]), len(batch[0])], device=engine.device)
+    loss, images = engine.reduce(total, "sum").tolist()
+    return loss / images
+
+
 class Top1(Score):
     """Share of the images that the model classifies correctly; (n,) bool."""
 

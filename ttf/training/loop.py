@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ttf.data.files import atomic_write
 from ttf.ops.numerics import NotFiniteError
 from ttf.training.data import Batches, Mixing, seed_torch, training_batches
-from ttf.training.evaluation import Score, Top1
+from ttf.training.evaluation import Score, Top1, mean_loss
 from ttf.training.recipe import Recipe
 from ttf.training.report import Report
 from ttf.training.state import StateFolder
@@ -89,6 +89,7 @@ class Trainer:
         self.core = objective.to(self.engine.device)
         self.objective, self.optimizer = self.engine.prepare(self.core, recipe.optimizer(self.core))
         self.step, self.seconds, self.rows = 0, 0.0, list[Row]()
+        self.best: dict[str, Any] | None = None  # loss on the test set, step and weights, with keep="best"
 
     @property
     def model(self) -> nn.Module:
@@ -111,15 +112,16 @@ class Trainer:
             if self.engine.scaler is not None and state["scaler"]:
                 self.engine.scaler.load_state_dict(state["scaler"])
             self.step, self.seconds, self.rows = int(state["step"]), float(state["seconds"]), list(state["rows"])
+            self.best = state.get("best")
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise self.state.of_another_run() from error
 
     def _save(self) -> None:
         state: dict[str, Any] = {"objective": self.core.state_dict(), "optimizer": self.optimizer.state_dict()}
         state["scaler"] = self.engine.scaler.state_dict() if self.engine.scaler is not None else None
-        self.state.save(state | {"step": self.step, "seconds": self.seconds, "rows": self.rows})
+        self.state.save(state | {"step": self.step, "seconds": self.seconds, "rows": self.rows, "best": self.best})
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, ("step", "loss", "lr", self.score.name, *self.score.parts, "seconds"))
+        writer = csv.DictWriter(text, list(self.rows[-1]))
         writer.writeheader()
         writer.writerows(self.rows)
         atomic_write(self.folder / "log.csv", lambda path: path.write_text(text.getvalue(), newline=""))
@@ -167,12 +169,30 @@ class Trainer:
         self.step += 1
         return loss
 
+    def _compare(self) -> dict[str, float]:
+        """Note the weights if no earlier ones had a lower loss on the test set; that loss, with keep="best"."""
+        if self.recipe.keep == "last":
+            return {}
+        loss = mean_loss(self.core, self.test, self.engine, self.score.batch_size, self.recipe.workers)
+        if self.best is None or loss < self.best["loss"]:
+            weights = {name: tensor.clone() for name, tensor in self.core.state_dict().items()}
+            self.best = {"loss": loss, "step": self.step, "objective": weights}
+        return {"test_loss": round(loss, 5)}
+
+    def keep_best(self) -> dict[str, float]:
+        """Go back to the best weights, with keep="best"; which these are."""
+        if self.best is None:
+            return {}
+        self.core.load_state_dict(self.best["objective"])
+        return {"kept_step": self.best["step"], "test_loss": round(self.best["loss"], 5)}
+
     def _evaluate(self, loss: float) -> str:
         outcomes = self.score.outcomes(self.model, self.test, self.engine, self.recipe.workers)
         figure = self.score.percent(outcomes)
         parts = {name: round(value, 2) for name, value in self.score.by_part(outcomes).items()}
         lr = self.recipe.lr_at(self.step - 1, self.batches.total)
         row = {"step": self.step, "loss": round(loss, 4), "lr": lr, self.score.name: round(figure, 2), **parts}
+        row |= self._compare()
         self.rows.append(row | {"seconds": round(self.seconds, 1)})
         if self.engine.is_main_process:
             self._save()
@@ -195,6 +215,8 @@ class Trainer:
         return self.rows
 
     def _steps(self, bar: Progress, console: Console) -> None:
+        if self.best is None:
+            self._compare()
         total, every = self.batches.total, self.recipe.eval_every or self.batches.per_epoch
         task, window = bar.add_task("", total=total, completed=self.step), list[float]()
         self.batches.start = self.step

@@ -13,6 +13,7 @@ from ttf.checks import check_types
 
 PRECISIONS = ("no", "bf16", "fp16")
 MODES = ("eval", "train")
+KEPT = ("last", "best")
 LEAST = {
     1: ("epochs", "steps", "batch_size", "accumulate", "lr_reference_batch", "eval_every"),
     0: ("weight_decay", "warmup_steps", "workers", "seed"),
@@ -39,6 +40,8 @@ class Recipe:
         seed: of the initial weights and of the data.
         shuffle: another order in every epoch; False for data that are random already.
         eval_every: steps between evaluations, which save the state for resuming, too; None: every epoch.
+        keep: "last", the weights at the end; or "best", those with the lowest loss on the test set at an evaluation or
+            at the start.
         workers: processes that make the data, for each training process.
 
     Raises:
@@ -61,6 +64,7 @@ class Recipe:
     seed: int = 0
     shuffle: bool = True
     eval_every: int | None = None
+    keep: str = "last"
     workers: int = 1
 
     def __post_init__(self) -> None:
@@ -71,7 +75,7 @@ class Recipe:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either train.epochs or train.steps, and null for the other")
         self._check_numbers()
-        for name, known in (("mode", MODES), ("precision", PRECISIONS)):
+        for name, known in (("mode", MODES), ("precision", PRECISIONS), ("keep", KEPT)):
             if getattr(self, name) not in known:
                 raise ValueError(f"train.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 

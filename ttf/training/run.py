@@ -223,7 +223,8 @@ class FineTuning:
         )
         trainer.resume()
         rows = trainer.fit()
-        outcome = summary({**before, "finetuned": self._outcomes()}, self.kind.score, rows[-1])
+        kept = trainer.keep_best()
+        outcome = summary({**before, "finetuned": self._outcomes()}, self.kind.score, rows[-1]) | kept
         outcome["processes"] = self.engine.num_processes
         self._alone(lambda: self._write(outcome))
         return outcome

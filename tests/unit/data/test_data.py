@@ -12,8 +12,9 @@ from PIL import Image
 from timm.data import ImageNetInfo
 
 from ttf.data.files import atomic_write
-from ttf.data.imagenet import ImageNetFolder, Whole
+from ttf.data.imagenet import ImageNetFolder, ImageNetPart, Whole
 from ttf.data.scenes import SIDE, SceneClassification, compose, digit_split
+from ttf.data.subset import Shuffled
 from ttf.data.transforms import preprocessing
 
 
@@ -196,3 +197,14 @@ def test_atomic_write_leaves_the_old_file_on_failure(tmp_path):
         atomic_write(path, full)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["row.json"]
+
+
+def test_a_part_is_what_an_evaluation_with_the_same_settings_looks_at(tmp_path):
+    root = _imagenet(tmp_path, count=6)
+    whole = ImageNetFolder(root)
+    evaluated = [whole.samples[index] for index in Shuffled(whole, 5, seed=3, skip=4).indices]
+    assert ImageNetPart(root=root, limit=5, skip=4, seed=3).samples == evaluated
+    halves = [set(ImageNetPart(root=root, limit=6, skip=skip).samples) for skip in (0, 6)]
+    assert not halves[0] & halves[1] and halves[0] | halves[1] == set(whole.samples)
+    with pytest.raises(ValueError, match=r"limit=9, and .* has 8 images behind 4: take fewer"):
+        ImageNetPart(root=root, limit=9, skip=4)

@@ -13,9 +13,9 @@ from tests.composing import composed
 from tests.fresh_python import fresh
 from ttf.config_store import model as config
 from ttf.data.scenes import SceneClassification, SceneSegmentation
-from ttf.models.weights import load_model
+from ttf.models.weights import load_model, save_weights
 from ttf.tasks import Classification, Segmentation
-from ttf.tasks.run import execute
+from ttf.tasks.run import Run, execute
 from ttf.tasks.windows import Inference
 
 ROOT = Path(__file__).parents[3]
@@ -49,6 +49,35 @@ def test_segmentation(tmp_path: Path) -> None:
     row = _row(tmp_path, "task=seg", "model=segmenter_mini", "limit=4", "ratio=0.5", "recover=true")
     assert ours == row["metrics"]
     assert ttf.plan(model) is None
+
+
+def test_fine_tuned_weights_are_compared_with_the_models_own(tmp_path: Path) -> None:
+    """KL to the outputs before the fine-tuning, compressed or not; the uncompressed outputs are kept once."""
+    model = _model("vit_mini")
+    with torch.no_grad():
+        model.head.weight.mul_(0.5)
+    save_weights(model, tmp_path / "trained" / "t" / "x" / "vit_mini.safetensors")
+    tuned = ["finetuned=true", "name=t/x", f"paths.trained={tmp_path}/trained", "limit=12"]
+    plain, ours = (_row(tmp_path, *tuned, more)["metrics"] for more in ("method=none", "ratio=0.5"))
+    own = _row(tmp_path, "limit=12", "ratio=0.5")["metrics"]
+    task = Classification(SceneClassification("test", 1000), model=model, limit=12)
+    with torch.inference_mode():
+        p, q = (one(task.images(range(12))).log_softmax(1) for one in (_model("vit_mini"), model))
+    assert plain["kl"]["value"] == pytest.approx((p.exp() * (p - q)).sum(1).mean().item(), rel=1e-4)
+    assert plain["kl"]["value"] > 0.01 and ours["kl"]["value"] != own["kl"]["value"]
+    assert len(list((tmp_path / "cache").glob("base-*"))) == 1
+
+
+def test_calibration_looks_at_the_images_that_are_left_out_first(tmp_path: Path) -> None:
+    few = ["method=prune_and_merge", "method.calibrate.images=8"]
+    fitted = []
+    for skip in (0, 40):
+        run = Run(composed("eval", *few, f"skip={skip}", f"paths.cache={tmp_path}"))
+        model, _ = run.load()
+        run._fit_method(model)
+        assert run.reduction is not None
+        fitted.append(run.reduction["method"].layers)
+    assert all(torch.equal(fitted[0][block].merge, fitted[1][block].merge) for block in fitted[0])
 
 
 def test_what_is_wrong_is_said() -> None:

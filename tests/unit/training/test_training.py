@@ -12,6 +12,7 @@ from torch.utils.data import TensorDataset
 import ttf
 from ttf.training import Recipe, Supervised, Trainer
 from ttf.training.data import Mixing
+from ttf.training.evaluation import mean_loss
 from ttf.training.loop import make_engine
 from ttf.training.state import StateFolder
 
@@ -80,6 +81,30 @@ def test_a_resumed_run_is_bit_equal(tmp_path, mode):
     assert torch.equal(_weights(second), _weights(whole))
     assert [r["loss"] for r in second.rows] == [r["loss"] for r in whole.rows]
     assert (whole.batches.per_epoch, len(whole.rows)) == (10, 6)
+
+
+def test_the_best_weights_are_kept_whether_interrupted_or_not(tmp_path):
+    """The rate is far too high: the loss on the test set is lowest in the middle, or at the start."""
+    changes = {"steps": 12, "lr": 3.0, "warmup_steps": 8, "keep": "best", "eval_every": 2}
+    whole = _trainer(tmp_path / "whole", **changes)
+    losses = [row["test_loss"] for row in whole.fit()]
+    kept = whole.keep_best()
+    assert kept["test_loss"] <= min(losses) < losses[-1]
+    assert mean_loss(whole.core, whole.test, whole.engine, 40) == pytest.approx(kept["test_loss"], abs=1e-5)
+    _stopped(tmp_path / "parts", 9, **changes)
+    second = _trainer(tmp_path / "parts", **changes)
+    second.resume()
+    second.fit()
+    assert second.keep_best() == kept and torch.equal(_weights(second), _weights(whole))
+
+
+def test_weights_that_never_get_better_stay_as_they_were(tmp_path):
+    trainer = _trainer(tmp_path, lr=50.0, keep="best")
+    before = _weights(trainer)
+    trainer.fit()
+    assert not torch.equal(_weights(trainer), before)
+    assert trainer.keep_best()["kept_step"] == 0
+    assert torch.equal(_weights(trainer), before)
 
 
 def test_ctrl_c_says_where_it_goes_on(tmp_path, capsys):
