@@ -149,6 +149,8 @@ class Arguments:
             if self.rounding is not None:
                 raise ValueError('schedule="late" reads ratio and blocks, not rounding: leave that out')
             return Late(float(ratio), depth, blocks)
+        if blocks == ():
+            raise ValueError("blocks is an empty list, which reduces nowhere: name at least one, or leave it out")
         return KeepRatio(
             float(ratio), host.default_blocks(depth) if blocks is None else blocks, self.rounding or "floor"
         )

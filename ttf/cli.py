@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ttf import experiments
 from ttf.config_store import CONFIGS, choices, options
 from ttf.settings import check
+from ttf.unread import check_once
 
 
 def clone() -> str:
@@ -191,7 +192,7 @@ def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         try:
             if HydraConfig.initialized():
                 here = HydraConfig.get()
-                check(cfg, here.overrides.task, str(here.job.config_name))
+                check(cfg, here.overrides.task, function.__module__.rpartition(".")[2])
             return function(cfg)
         except BrokenPipeError:
             raise
@@ -224,6 +225,7 @@ def run(main: Callable[[], Any]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing and leaving
     logging.raiseExceptions = False  # a log file on a full disk is no reason for a traceback
     try:
+        check_once(sys.argv[1:])
         sys.argv[1:] = expanded(sys.argv[1:])
         experiments.register(sys.argv[1:])
         _whole(main)

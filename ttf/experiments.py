@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -26,11 +26,13 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from ttf import config_store
 from ttf.config_store import CONFIGS, GROUPS
+from ttf.unread import check_once
 
 TABLES = CONFIGS / "tables"
 OF_ROW = {"title", "paper", "sweep", "scales", "only"}
 OF_TABLE = {"title", "layout", "overrides", "sweep", "scales", "rows"}
 HALF = "$half"  # in an axis: the scale's ``half``, a number of images
+ALL_MODELS = "models"  # the layout of tables that show what the paper prints, whatever was measured
 BENCHMARKS = "benchmarks"  # the layout of files that list benchmarks, which ``ttf.bench`` reads
 Values = Mapping[str, Any]
 
@@ -196,6 +198,23 @@ def names() -> list[str]:
     return sorted([*experiments(), *config_store.entries("trainings")])
 
 
+def check_models(table: Table, models: Sequence[str] | None, known: Collection[str]) -> None:
+    """Raise ``ValueError`` where only some models are to be drawn, and the table shows none of these.
+
+    Args:
+        table: what is drawn.
+        models: None: all of them.
+        known: models that it has; none: that is said elsewhere.
+    """
+    if models is None:
+        return
+    if table.layout == ALL_MODELS:
+        raise ValueError(f"models would have no effect: {table.name} has every line that the paper prints")
+    unknown = [name for name in models if name not in known]
+    if known and unknown:
+        raise ValueError(f"{table.name} has no rows of {', '.join(unknown)}: choose of {', '.join(sorted(known))}")
+
+
 def matching(pattern: str) -> list[str]:
     """Names of the experiments that fit a pattern such as "table6/*". Raises ``ValueError`` where none does."""
     found = fnmatch.filter(names(), pattern)
@@ -262,6 +281,7 @@ def composed(run: Planned, further: Sequence[str] = ()) -> DictConfig:
     Raises:
         ValueError: there is no such experiment; Hydra's and OmegaConf's own errors for overrides that do not exist.
     """
+    check_once(run.overrides)
     row = experiments().get(run.experiment)
     if row is None:
         raise ValueError(f"there is no experiment {run.experiment!r}")

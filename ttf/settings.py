@@ -1,4 +1,4 @@
-"""Settings of the commands: types, ranges, and whether the chosen method reads them.
+"""Settings of the commands: types and ranges; ``ttf.unread`` has whether something reads them.
 
 A dataclass a command, with the keys of its config that are no group. Imports neither torch nor timm.
 """
@@ -12,9 +12,8 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from ttf.checks import FEWEST_ROUNDS, Command, count, listed, number, text
+from ttf.unread import check_command, check_compression
 
-KNOBS = ("ratio", "budget", "kappa", "tau", "blocks")  # read where a method or a schedule has ${...} of them
-FOR_COMPRESSION = ("recover", "recover_at", "windows", "shift", "reduce_after")
 LARGEST_TAU = 1e6  # the softmax is a maximum long before; from about 1e38 on it is not a number
 
 
@@ -219,56 +218,7 @@ GROUPS: dict[str, type[Command]] = {
     "objective": Objective,
     "method.calibrate": Calibration,
 }
-OF_EVALUATION = {"device_map", "offload"}  # read by eval alone
-# what commands that share the settings of others do not read
-UNREAD: dict[str, set[str]] = {
-    "eval": set(),
-    "matrices": {"budget", *OF_EVALUATION},
-    "search": {"ratio", "blocks", "limit", "workers", "force", "schedule", "throughput", "logger", *OF_EVALUATION},
-}
 NOWHERE = ("weights", "downloads")  # places that may be null
-
-
-def _raw(node: Any) -> dict[str, Any]:
-    """A group with its interpolations as they are written."""
-    raw: Any = OmegaConf.to_container(node, resolve=False) if node is not None else {}
-    return raw or {}
-
-
-def _names(node: Any) -> list[str]:
-    return [name for name in _raw(node) if name not in ("method", "_target_")]
-
-
-def _own_schedule(method: dict[str, Any]) -> bool:
-    """Whether a method brings its own schedule: published counts, or matrices from a calibration."""
-    return "_target_" in method or "calibrate" in method
-
-
-def check_read(cfg: DictConfig, given: Sequence[str]) -> None:
-    """Raise ``ValueError`` for an override that neither the method nor the schedule reads.
-
-    Args:
-        cfg: a composed config with the groups method and schedule.
-        given: overrides of the command line, ``KEY=VALUE``.
-    """
-    method, schedule = _raw(cfg.method), _raw(cfg.schedule)
-    compressing, own = method.get("method") != "none", _own_schedule(method)
-    text = f"{method} {'' if own or not compressing else schedule}"
-    keys = [one.split("=")[0].lstrip("+~") for one in given]
-    if {"ratio", "budget"} <= set(keys):
-        raise ValueError("ratio and budget both say how far to reduce: give one or the other")
-    unread = [key for key in keys if key in KNOBS and f"${{{key}}}" not in text]
-    unread += [key for key in keys if key in FOR_COMPRESSION and not compressing]
-    if own or not compressing:
-        unread += [key for key in keys if key.split(".")[0] == "schedule"]
-    if not unread:
-        return
-    read = [knob for knob in KNOBS if f"${{{knob}}}" in text]
-    read += [f"method.{name}" for name in _names(cfg.method) if name not in KNOBS]
-    read += [] if own or not compressing else [f"schedule.{n}" for n in _names(cfg.schedule) if n not in KNOBS]
-    name = method.get("method") or "this method"
-    what = f"{name} with this schedule reads {', '.join(read)}" if read else f"{name} reads none of these"
-    raise ValueError(f"{', '.join(dict.fromkeys(unread))} would have no effect: {what}")
 
 
 def _check_values(kind: type[Command], name: str, node: Any) -> None:
@@ -310,13 +260,8 @@ def check(cfg: DictConfig, given: Sequence[str] = (), command: str = "eval") -> 
             _check_values(kind, f"{group}.", node)
     if "paths" in cfg:
         _check_places(cfg.paths)
-    added = [one.split("=")[0].lstrip("+") for one in given if one.startswith("+")]
-    loose = [key for key in added if "." not in key and "/" not in key and "@" not in key]
-    keys = [one.split("=")[0].lstrip("~") for one in given]
-    loose += [key for key in keys if key.split(".")[0] in UNREAD.get(command, OF_EVALUATION)]
-    if loose:
-        raise ValueError(f"{', '.join(loose)} would have no effect: no such setting is read by this command")
+    check_command(command, Evaluation.__dataclass_fields__, cfg, given)
     if command == "search" and cfg.budget is None:
         raise ValueError("budget is missing: say what share of the multiply-accumulates may be left, budget=0.65")
     if "method" in cfg and "schedule" in cfg:
-        check_read(cfg, given)
+        check_compression(cfg, given)

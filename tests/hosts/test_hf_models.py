@@ -32,6 +32,8 @@ from ttf.core.entry import blocks_of
 from ttf.ops.attention import size_bias
 
 transformers: Any = pytest.importorskip("transformers", reason="needs transformers: pip install 'ttf[hf]'")
+# torch 2.10 traces no methods of named tuples, which heads call: there a compiled model has one graph more
+ONE_GRAPH = tuple(map(int, torch.__version__.split(".")[:2])) > (2, 10)
 
 
 # what hangs on modules
@@ -94,7 +96,7 @@ def test_reentrant_checkpointing_is_refused(name: str, build: Build, images: Ima
 
 
 def _compiled(model: nn.Module, x: Tensor) -> list[Tensor]:
-    return all_tensors(torch.compile(model, backend="aot_eager", fullgraph=True)(x))
+    return all_tensors(torch.compile(model, backend="aot_eager", fullgraph=ONE_GRAPH)(x))
 
 
 @pytest.mark.parametrize(

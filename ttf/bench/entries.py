@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from ttf import experiments
 from ttf.results.costs import BASE
 from ttf.tasks.options import how_far, reduction
+from ttf.unread import check_once
 
 OPEN = "=?"  # an override whose value is found by counting
 
@@ -105,6 +106,7 @@ def experiment(command: str, model: str | None = None) -> tuple[str, DictConfig,
     """
     experiments.register([command])
     name, *overrides = command.split()
+    check_once(overrides)
     on = [] if model is None else [f"model={model}"]
     chosen = compose("eval", [*on, f"experiment={name}", *overrides])
     return name, chosen, reduction(chosen)

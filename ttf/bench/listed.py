@@ -9,25 +9,25 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from ttf import experiments
+from ttf.unread import COMPRESSION, key_of
 
 Values = Mapping[str, Any]
 OWN_MODELS = ("model", "table")  # a benchmark that sets one of these is of certain models
 
 
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
-
-
 def _composed(name: str, values: Values, given: Sequence[str]) -> DictConfig:
     """A benchmark's config: its values, and those of the command line before them."""
     values = {"table": None, "benchmark": name, **values}
-    named = {_key(override) for override in given} - {"table", "benchmark"}
+    named = {key_of(override) for override in given} - {"table", "benchmark"}
     left = {key: value for key, value in values.items() if key not in named}
     groups = [f"{key}={value}" for key, value in left.items() if key in experiments.GROUPS]
     cfg = compose("benchmark", [*groups, *given])
     for key, value in left.items():
         if key not in experiments.GROUPS:
             OmegaConf.update(cfg, key, value)
+    unread = [one for one in given if key_of(one).split(".")[0] in COMPRESSION]
+    if unread and (cfg.experiments or cfg.table):
+        raise ValueError(f"benchmark={name} has methods of its own: leave out {', '.join(unread)}")
     return cfg
 
 
@@ -37,7 +37,7 @@ def _own_models(values: Values) -> bool:
 
 def _chosen(cfg: DictConfig, listed: Mapping[str, Values], given: Sequence[str]) -> Iterator[str]:
     """Names of the benchmarks: the one that is asked for, or all, those of other models left out where one is given."""
-    models = [override for override in given if _key(override) == "model"]
+    models = [override for override in given if key_of(override) == "model"]
     if cfg.benchmark is None:
         yield from (name for name, values in listed.items() if not (models and _own_models(values)))
     elif cfg.benchmark not in listed:
@@ -50,7 +50,8 @@ def _chosen(cfg: DictConfig, listed: Mapping[str, Values], given: Sequence[str])
 
 def _check_table(cfg: DictConfig, given: Sequence[str]) -> None:
     """A table of experiments says which models and methods are timed."""
-    unread = [override for override in given if _key(override) in ("model", "method", "experiments", "pixels")]
+    own = {"model", "experiments", "pixels", *COMPRESSION}
+    unread = [override for override in given if key_of(override).split(".")[0] in own]
     if cfg.table and unread:
         raise ValueError(f"table={cfg.table} has models and methods of its own: leave out {', '.join(unread)}")
 

@@ -8,6 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 from ttf import cli, experiments
+from ttf.commands.table import models_of
 from ttf.config_store import CONFIGS
 from ttf.errors import MissingError
 
@@ -46,8 +47,10 @@ def main(cfg: DictConfig) -> None:
     from ttf.results.measured import looked_in, read
 
     options = Options(results, cfg.models, cfg.suffix)
+    table, rows = experiments.load(table_of(cfg.figure)), read(cfg.paths.rows, cfg.paths.runs)
+    experiments.check_models(table, cfg.models, models_of(table, rows, results))
     try:
-        paths = render(experiments.load(table_of(cfg.figure)), read(cfg.paths.rows, cfg.paths.runs), options)
+        paths = render(table, rows, options)
     except MissingError as error:
         raise MissingError(f"{error}; {looked_in(cfg.paths.rows, cfg.paths.runs)}") from error
     print("\n".join(map(str, paths)))

@@ -16,7 +16,6 @@ from ttf import cli
 from ttf.config_store import CONFIGS
 
 SIDE_BY_SIDE = {"depth": "ttf.tasks.depth_maps", "det": "ttf.tasks.drawn_boxes", "vqa": "ttf.tasks.drawn_answers"}
-READ_BY = {"ways": (*SIDE_BY_SIDE,), "depth_png": ("depth",)}
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="visualize")
@@ -27,9 +26,6 @@ def main(cfg: DictConfig) -> None:
 
     path = Path(cfg.figure)
     check_figure(path)
-    unread = [name for name, task in READ_BY.items() if cfg[name] is not None and cfg.task.name not in task]
-    if unread:
-        raise ValueError(f"{unread[0]} is for task={' or '.join(READ_BY[unread[0]])}: leave it out")
     if cfg.task.name in SIDE_BY_SIDE:
         picture = import_module(SIDE_BY_SIDE[cfg.task.name]).picture
         print(*picture(cfg, path, cfg.pick), sep="\n")

@@ -36,8 +36,8 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_sealed(content: Mapping[str, Any]) -> bool:
-    """Whether content is as it was written; older content has no digest, and is taken as it is."""
-    return DIGEST not in content or content[DIGEST] == sealed(content)[DIGEST]
+    """Whether content is as it was written: a digest that is gone is a change, too."""
+    return content.get(DIGEST) == sealed(content)[DIGEST]
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -115,7 +115,7 @@ def kept(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError) as error:
         made_anew(path, f"cannot be read ({type(error).__name__})")
         return None
-    if not isinstance(content, dict) or DIGEST not in content or not is_sealed(content):
+    if not isinstance(content, dict) or not is_sealed(content):
         made_anew(path, CHANGED)
         return None
     return {name: value for name, value in content.items() if name != DIGEST}
