@@ -55,6 +55,11 @@ class Curves:
     def headline(self) -> Metric:
         return headline(self.task)
 
+    @property
+    def has_points(self) -> bool:
+        """Whether a figure against GMACs has a point: a measured row, or a published value with its GMACs."""
+        return bool(self.methods) or any({"gmacs", self.headline.name} <= line.keys() for line in self.published)
+
 
 def gather(
     spec: Any, rows: Sequence[Measured], models: Sequence[str] | None = None, counted: Sequence[Row] = ()

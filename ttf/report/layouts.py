@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +48,31 @@ def _budgets(spec: Any, rows: Sequence[Measured], options: Options) -> list[Path
     sections, legend = budgets.sections(entries, chosen.get("quoted", ""))
     if "ranking" in chosen:
         sections = [("Best at equal cost", ranking(entries, chosen["ranking"])), *sections]
-    written = [_table(spec, options, sections, legend), options.path("figures", spec.name)]
-    notes = chosen.get("notes", {})
-    drawn = [entry for entry in entries if entry.methods or entry.counted or entry.published]
-    curves.against_gmacs(drawn, written[-1], chosen.get("shown", ()), chosen.get("depth"), notes)
-    for name, metric in chosen.get("across", {}).items() if any(entry.methods for entry in drawn) else ():
+    return [_table(spec, options, sections, legend), *_figures(spec, entries, options)]
+
+
+def _figures(spec: Any, entries: Sequence[budgets.Curves], options: Options) -> list[Path]:
+    """Those that have something to draw; of the others a line says so."""
+    chosen, written = spec.options, list[Path]()
+    look = (chosen.get("shown", ()), chosen.get("depth"), chosen.get("notes", {}))
+    pointed, measured = [e for e in entries if e.has_points], [e for e in entries if e.methods]
+
+    def draw(name: str, drawn: Sequence[budgets.Curves], to: Callable[[Path], None]) -> None:
+        if not drawn:
+            print(f"no figure {name}{options.suffix}: nothing was measured, nor published with its cost")
+            return
         written.append(options.path("figures", name))
-        measured = [entry for entry in drawn if entry.methods]
-        curves.against_gmacs(measured, written[-1], chosen.get("shown", ()), chosen.get("depth"), notes, metric)
+        to(written[-1])
+
+    draw(spec.name, pointed, lambda path: curves.against_gmacs(pointed, path, *look))
+    for name, metric in chosen.get("across", {}).items():
+        draw(
+            name,
+            measured,
+            partial(curves.against_gmacs, measured, wanted=look[0], depth=look[1], notes=look[2], across=metric),
+        )
     for name, metric in chosen.get("scatter", {}).items():
-        written.append(options.path("figures", name))
-        curves.scatter(entries, metric, written[-1])
+        draw(name, measured, partial(curves.scatter, measured, metric))
     return written
 
 

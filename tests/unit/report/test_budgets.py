@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.unit.made_up_rows import row, table
 from ttf import experiments
 from ttf.metrics import headline, named
-from ttf.report import boxes, budgets, curves, depth_maps, masks
+from ttf.report import Options, boxes, budgets, curves, depth_maps, masks, render
 from ttf.report.budgets import Curves
 from ttf.results.measured import Measured
 from ttf.tasks.segmentation import areas
@@ -108,6 +108,14 @@ def test_published_and_counted_lines_need_no_rows(tmp_path: Path):
     assert lines["EViT, published", "keep ratio 0.5"][2:6] == ["351.83", "53.4", "38.89", "12.93"]
     curves.against_gmacs([found], tmp_path / "fig.png")
     assert Image.open(tmp_path / "fig.png").width > 400
+
+
+def test_no_picture_without_a_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Table 5's published lines have no GMACs: a table, and a line in place of its two figures."""
+    found = render(experiments.load("table5"), [], Options(tmp_path, ["llava_1_5_7b"], "_paper", show=False))
+    assert [path.name for path in found] == ["table5_paper.md"] and not (tmp_path / "figures").exists()
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said] == ["no figure table5_paper", "no figure table5_tokens_paper"]
 
 
 def test_what_was_only_counted_stands_at_the_edge(monkeypatch: pytest.MonkeyPatch):
