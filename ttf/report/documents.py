@@ -21,6 +21,7 @@ from ttf.report.tables import markdown
 NUMBER = re.compile(r"(<!--= (.+?) -->)(.*?)(<!--/-->)")
 TABLE = re.compile(r"(<!-- table (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
 FIRST = re.compile(r"^ *<!--=", re.M)
+CONFLICT = re.compile(r"^(?:<{7}|>{7}) ", re.M)
 BEGINS = {NUMBER: "<!--=", TABLE: "<!-- table "}
 
 
@@ -34,9 +35,11 @@ def written(text: str, numbers: Numbers, tables: Mapping[str, Any], name: str) -
         name: of the document, for messages.
 
     Raises:
-        ValueError: an expression that no row answers, a marker without an end or at the beginning of a line, or a
-            table that ``docs/report.yaml`` does not have.
+        ValueError: an expression that no row answers, a marker without an end or at the beginning of a line, a
+            table that ``docs/report.yaml`` does not have, or what git leaves where a merge was not decided.
     """
+    if CONFLICT.search(text):
+        raise ValueError(f"{name}: a line begins with <<<<<<< or >>>>>>>: a merge was not decided there")
     for form, begin in BEGINS.items():
         if text.count(begin) != len(form.findall(text)):
             raise ValueError(f"{name}: a {begin} has no end (that of a number is on the same line)")
@@ -93,7 +96,7 @@ def rewrite(root: Path, numbers: Numbers, only_compare: bool = False) -> list[st
         numbers: the rows.
         only_compare: nothing is written.
     """
-    tables = yaml.safe_load((root / "docs" / "report.yaml").read_text())
+    tables = _tables(root / "docs" / "report.yaml")
     changed = []
     for path in (root / "README.md", *sorted((root / "docs").rglob("*.md"))):
         old = path.read_text()
@@ -103,6 +106,18 @@ def rewrite(root: Path, numbers: Numbers, only_compare: bool = False) -> list[st
             if not only_compare:
                 atomic_write(path, partial(_put, new))
     return changed
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict) or not all(
+        isinstance(table, dict) and {"head", "columns", "rows"} <= table.keys() for table in found.values()
+    ):
+        raise ValueError(f"{path}: names of tables with head, columns and rows belong there")
+    return found
 
 
 def _put(text: str, path: Path) -> None:

@@ -174,6 +174,8 @@ def test_a_document_is_written_and_then_stays(numbers: Numbers):
         ("<!-- table both -->\n", "has no end"),
         ("<!-- table neither -->\n<!-- end -->", "no table neither"),
         ("a <!--= kl study/nobody mini -->0.1<!--/-->", "kl study/nobody mini: no row fits"),
+        ("a\n<<<<<<< HEAD\n", "a merge was not decided"),
+        ("a\n>>>>>>> theirs\n", "a merge was not decided"),
     ],
 )
 def test_a_mistake_names_the_document(numbers: Numbers, text: str, words: str):
@@ -191,3 +193,13 @@ def test_only_documents_that_change_are_written(numbers: Numbers, tmp_path: Path
     assert (tmp_path / "README.md").read_text() == TEXT
     assert rewrite(tmp_path, numbers) == ["README.md"] and rewrite(tmp_path, numbers) == []
     assert (tmp_path / "README.md").read_text() == EXPECTED
+
+
+@pytest.mark.parametrize("content", ["[", "- a", "a: 1", "a: {head: [b]}", b"\xff\xfe\x00"])
+def test_a_damaged_list_of_tables_is_named(numbers: Numbers, tmp_path: Path, content: str | bytes):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("no number\n")
+    (tmp_path / "docs" / "report.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=r"report\.yaml") as caught:
+        rewrite(tmp_path, numbers)
+    assert "\n" not in str(caught.value)
