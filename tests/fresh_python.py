@@ -18,7 +18,7 @@ from tests.scripts_under_test import Done
 
 SERVER = """
 import json, os, runpy, sys, traceback
-import timm, torch
+import huggingface_hub.constants, timm, torch
 
 def run(call):
     kind, what, *sys.argv[1:] = call["arguments"]
@@ -26,9 +26,12 @@ def run(call):
     try:
         if kind == "-c":
             exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
-        else:
-            assert kind == "-m", kind
+        elif kind == "-m":
             runpy.run_module(what, run_name="__main__", alter_sys=True)
+        else:
+            sys.path.insert(0, os.path.dirname(kind))
+            sys.argv[:] = call["arguments"]
+            runpy.run_path(kind, run_name="__main__")
     except SystemExit as end:
         return end.code or 0
     except BaseException:
@@ -46,6 +49,7 @@ for line in sys.stdin:
     os.chdir(call["folder"])
     os.environ.clear()
     os.environ.update(call["environment"])
+    huggingface_hub.constants.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE") == "1"  # is read at import
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, file in enumerate(call["said"], 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -62,23 +66,24 @@ def _server() -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def fresh(*arguments: str, **environment: str | None) -> Done:
-    """``python -c CODE`` or ``python -m MODULE`` to its end.
+def fresh(*arguments: str, folder: str | Path = ".", **environment: str | None) -> Done:
+    """``python -c CODE``, ``python -m MODULE`` or ``python SCRIPT`` to its end.
 
     Args:
         arguments: of the command line.
+        folder: to run in, and to import ttf from.
         environment: variables that differ from those of the tests; None takes one away.
     """
     changed = {**os.environ, **environment}
     kept = {name: value for name, value in changed.items() if value is not None}
     server = _server()
     assert server.stdin is not None and server.stdout is not None
-    with tempfile.TemporaryDirectory() as folder:
-        said = [Path(folder) / stream for stream in ("stdout", "stderr")]
+    with tempfile.TemporaryDirectory() as place:
+        said = [Path(place) / stream for stream in ("stdout", "stderr")]
         call = {
             "arguments": arguments,
             "environment": kept,
-            "folder": os.getcwd(),
+            "folder": os.path.abspath(folder),
             "said": [str(file) for file in said],
         }
         server.stdin.write(json.dumps(call) + "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,8 @@ from safetensors.torch import load_file
 import ttf
 import ttf.cli  # registers what the configs resolve with
 from tests.composing import composed
-from tests.scripts_under_test import Done, Script, python
+from tests.fresh_python import fresh
+from tests.scripts_under_test import Done, Script
 from ttf.calibration import load_matrices
 from ttf.experiments import names, register
 from ttf.models.weights import load_model
@@ -34,12 +34,8 @@ MINI = ["experiment=mini/finetune", "train.steps=8", "train.eval_every=2", *FEW]
 EXPERIMENTS = [name for name in names() if "finetune" in name]
 
 
-def command(folder: Path, *overrides: str) -> list[str]:
-    return [sys.executable, "scripts/finetune.py", *overrides, f"paths.logs={folder}/logs"]
-
-
 def script(folder: Path, *overrides: str) -> Done:
-    return python(*command(folder, *overrides)[1:])
+    return fresh("scripts/finetune.py", *overrides, f"paths.logs={folder}/logs", folder=ROOT)
 
 
 @pytest.fixture

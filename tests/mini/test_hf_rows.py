@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.fresh_python import fresh
 from tests.mini.test_scripts import places, script
-from tests.scripts_under_test import python
 
 transformers: Any = pytest.importorskip("transformers", reason="needs transformers: pip install 'ttf[hf]'")
 
@@ -56,6 +56,6 @@ def test_a_name_is_needed_and_must_be_there(imagenet: Path, tmp_path: Path) -> N
     done = script("eval", tmp_path, "model=hf", f"paths.imagenet={imagenet}")
     assert done.returncode == 2 and "network.name" in done.stderr and "Traceback" not in done.stderr
     told = ["model=hf", "network.name=nobody/nothing", f"paths.imagenet={imagenet}"]
-    done = python("scripts/eval.py", *told, *places(tmp_path), HF_HUB_OFFLINE="1")
+    done = fresh("scripts/eval.py", *told, *places(tmp_path), HF_HUB_OFFLINE="1")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: nobody/nothing could not be loaded")

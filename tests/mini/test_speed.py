@@ -60,10 +60,12 @@ def test_tokens_that_are_merged_within_their_block_have_no_gmacs_of_their_own():
 
 
 def test_the_cost_of_others_is_that_of_ours():
-    base, ours, tome, evit = rows_of(
-        "experiments=['fig4a/token_transform ratio=0.5','fig4a/tome schedule.r=?','fig4a/evit ratio=?']",
-        "benchmark=equal",
+    entries = (
+        "fig4a/token_transform ratio=0.5 blocks=[1,2]",
+        "fig4a/tome schedule.r=?",
+        "fig4a/evit ratio=? blocks=[1,2]",
     )
+    base, ours, tome, evit = rows_of(f"experiments={list(entries)}", "benchmark=equal", *SMALL)
     assert ours["gmacs_of_reference"] == 1 and base["gmacs_of_reference"] == ""
     assert tome["gmacs_of_reference"] == pytest.approx(1, abs=0.02) and evit["gmacs_of_reference"] == pytest.approx(
         1, abs=0.01
@@ -137,7 +139,7 @@ def test_who_cannot_run_in_a_mode_is_left_out(monkeypatch):
 
 @pytest.mark.slow
 def test_compiled_models_are_timed_against_the_compiled_one():
-    rows = rows_of("modes=[compiled]", "ratio=0.5")
+    rows = rows_of("modes=[compiled]", *SMALL, "pixels=[64]", "ratio=0.5", "blocks=[1,2]")
     assert {row["operators"] for row in rows} == {operators_used(torch.device("cpu"))}
     assert [row["mode"] for row in rows] == ["compiled", "compiled"] and rows[0]["speed_up"] == 1
 

@@ -10,17 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts_under_test import ROOT, Done, Script, python
+from tests.fresh_python import fresh
+from tests.scripts_under_test import ROOT, Done, Script
 
 WORKER = "../tests/unit/sweep_worker"
 ROWS = 13  # of Table 6 on one model
 RUNS = 12  # kappa = 0.5 and tau = 150 are the same run
+FEW = 7  # rows of Table 7
 
 
-def _sweep(folder: Path, *arguments: str, **environment: str) -> Script:
-    """A process that measures Table 6 on the embedded model, 8 images a row."""
+def _sweep(folder: Path, table: str = "table7", **environment: str) -> Script:
+    """A process that measures a table on the embedded model, 8 images a row."""
     places = [f"paths.logs={folder}/logs", f"paths.results={folder}/results"]
-    told = ["table=table6", "scale=mini", "overrides=['limit=8']", *places, *arguments]
+    told = [f"table={table}", "scale=mini", "overrides=['limit=8']", *places]
     return Script(WORKER, *told, TTF_TEST_NOTES=f"{folder}/notes", **environment)
 
 
@@ -48,7 +50,7 @@ def _last(done: Done) -> str:
 
 
 def test_two_processes_share_the_rows(tmp_path: Path) -> None:
-    both = [_sweep(tmp_path) for _ in range(2)]
+    both = [_sweep(tmp_path, "table6") for _ in range(2)]
     for done in [process.done() for process in both]:
         assert done.returncode == 0, done.stderr
         assert _last(done) == f"{ROWS} of {ROWS} rows are there"
@@ -64,16 +66,16 @@ def test_after_kill_minus_nine_the_others_finish_and_nothing_is_lost(tmp_path: P
     assert len(before) == 2, killed.done()
     other = _sweep(tmp_path)  # finds two rows done and one claimed
     deadline = time.monotonic() + 120
-    while len(_rows(tmp_path)) < RUNS - 1 and time.monotonic() < deadline:
+    while len(_rows(tmp_path)) < FEW - 1 and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(_rows(tmp_path)) == RUNS - 1  # the claimed one is waited for
+    assert len(_rows(tmp_path)) == FEW - 1  # the claimed one is waited for
     killed.kill()
     done = other.done()
     assert done.returncode == 0, done.stderr
-    assert _last(done) == f"{ROWS} of {ROWS} rows are there"
+    assert _last(done) == f"{FEW} of {FEW} rows are there"
     begun, ended = _count(tmp_path, "begin"), _count(tmp_path, "end")
-    assert ended == Counter(_rows(tmp_path).keys()) and len(ended) == RUNS
-    assert sorted(begun.values()) == [1] * (RUNS - 1) + [2]  # that which was cut off began once more
+    assert ended == Counter(_rows(tmp_path).keys()) and len(ended) == FEW
+    assert sorted(begun.values()) == [1] * (FEW - 1) + [2]  # that which was cut off began once more
     assert {name: _rows(tmp_path)[name] for name in before} == before
     again = _sweep(tmp_path).done()
     assert again.returncode == 0 and _count(tmp_path, "begin") == begun
@@ -83,15 +85,15 @@ def test_after_kill_minus_nine_the_others_finish_and_nothing_is_lost(tmp_path: P
 def test_a_failing_row_is_noted_and_the_others_are_measured(tmp_path: Path) -> None:
     done = _sweep(tmp_path, TTF_TEST_FAIL="2").done()
     assert done.returncode == 1, done.stderr
-    assert len(_rows(tmp_path)) == RUNS - 1
-    assert _last(done) == f"{ROWS - 1} of {ROWS} rows are there; 1 failed"
+    assert len(_rows(tmp_path)) == FEW - 1
+    assert _last(done) == f"{FEW - 1} of {FEW} rows are there; 1 failed"
     assert " ".join(done.stdout.split()).count(": the machine is on fire") == 1
     assert "Traceback" not in done.stderr
     (record,) = (tmp_path / "logs" / "runs").glob("*.failed.json")
     assert "on fire" in json.loads(record.read_text())["error"]
     again = _sweep(tmp_path).done()
-    assert again.returncode == 0 and _last(again) == f"{ROWS} of {ROWS} rows are there"
-    assert sorted(_count(tmp_path, "begin").values()) == [1] * (RUNS - 1) + [2]
+    assert again.returncode == 0 and _last(again) == f"{FEW} of {FEW} rows are there"
+    assert sorted(_count(tmp_path, "begin").values()) == [1] * (FEW - 1) + [2]
     assert not list((tmp_path / "logs" / "runs").glob("*.failed.json"))
 
 
@@ -122,11 +124,10 @@ def test_a_repository_without_data_knows_and_redraws_its_table(tmp_path: Path) -
     copy = tmp_path / "copy"
     for part in ("configs", "scripts", "results", "ttf"):
         shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-    run = {"PYTHONPATH": str(copy), "TTF_ROOT": str(copy)}
-    listed = python(str(copy / "scripts" / "sweep.py"), "table=table6", "--list", **run)
+    listed = fresh("scripts/sweep.py", "table=table6", "--list", folder=copy)
     assert listed.returncode == 0, listed.stderr
     assert listed.stdout.splitlines()[-1] == "26 of 26 rows are there"
-    drawn = python(str(copy / "scripts" / "sweep.py"), "table=table6", "publish=true", **run)
+    drawn = fresh("scripts/sweep.py", "table=table6", "publish=true", folder=copy)
     assert drawn.returncode == 0 and drawn.stdout.splitlines()[-1] == "26 of 26 rows are there", drawn.stderr
     for file in (file for file in (ROOT / "results").rglob("*") if file.is_file()):
         assert (copy / file.relative_to(ROOT)).read_bytes() == file.read_bytes(), file

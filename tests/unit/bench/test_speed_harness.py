@@ -322,9 +322,16 @@ def of_uncompressed(tiny: Tiny, images: Images) -> Callable[[bool | None], int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dynamic", [True, None])
 @pytest.mark.parametrize(
-    "options", [{}, {"preset": "paper"}, {"recover": True}, {"method": "tome", "blocks": (1,)}, {"method": "evit"}]
+    ("options", "dynamic"),
+    [
+        ({}, True),
+        ({}, None),
+        ({"preset": "paper"}, None),
+        ({"recover": True}, True),
+        ({"method": "tome", "blocks": (1,)}, None),
+        ({"method": "evit"}, True),
+    ],
 )
 def test_batches_are_one_graph_and_no_more_graphs_than_uncompressed(
     options: dict[str, Any], dynamic: bool | None, tiny: Tiny, images: Images, of_uncompressed: Any
