@@ -18,7 +18,7 @@ scale ?= tiny  # tiny: real weights, photographs; mini: embedded, offline; paper
 OPTIONS ?=  # of sweeps: "overrides=['device=cuda']"; of make speed: benchmark=equal model=deit_b rounds=21
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint app browser docs release doctor readings table1 table2 table3 table4 table5 table6 table7 table8 study fig2 fig4a fig4b fig4c prune_and_merge masks fig5 matrices speed report clean
+.PHONY: help setup demo test lint app browser docs release doctor readings table1 table2 table3 table4 table5 table6 table7 table8 study search fig2 fig4a fig4b fig4c prune_and_merge masks fig5 matrices speed report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_ -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-42s %s\n", $$1, $$2}'
@@ -54,7 +54,7 @@ app doctor: setup ## the page to look at (http://127.0.0.1:7860); what is instal
 # A table or figure: measure what is missing and can be measured here, publish it, draw (scale=tiny, mini or paper).
 SWEEP = $(PY) scripts/sweep.py table=$@ scale=$(strip $(scale)) publish=true $(PLACES) $(OPTIONS)
 
-readings table3 table4 table5 table6 table7 table8 study fig4a fig4b fig4c: setup ## a table or figure of sweeps (fig4c: Cityscapes)
+readings table3 table4 table5 table6 table7 table8 study search fig4a fig4b fig4c: setup ## a table or figure of sweeps (fig4c: Cityscapes)
 	$(SWEEP)
 
 fig4c: scale = paper
