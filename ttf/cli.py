@@ -146,12 +146,22 @@ def _neighbours(path: Sequence[str], last: str) -> str:
     return f": do you mean {', '.join('.'.join([*path, key]) for key in close)}?" if close else ""
 
 
+def _is_here() -> bool:
+    """Whether the working directory exists."""
+    try:
+        return os.path.isdir(os.getcwd())
+    except OSError:
+        return False
+
+
 def one_line(error: BaseException) -> str:
     """A mistake of the user in one line, without what Hydra and OmegaConf put around it."""
     text = str(error)
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         place = f" {error.filename}" if error.filename is not None else ""
         reason = error.strerror or text or type(error).__name__
+        if not place and not _is_here():
+            return "the working directory is gone: go to a folder that exists"
         if error.errno in NO_SPACE:
             return f"no space left for{place or ' what is written'}: free some; paths.logs=FOLDER says where things go"
         return f"cannot read or write{place} ({reason}): paths.logs=FOLDER and the other paths say where things go"

@@ -98,6 +98,8 @@ def wrong(row: Row) -> str | None:
     """Why something is no row as this project writes them, in words; None: it is one."""
     if row.get("schema") != SCHEMA:
         return f"is no row of schema {SCHEMA}"
+    if DIGEST not in row:
+        return f"{CHANGED}, or is older than digests"
     renamed = "config" in row and signature(row["config"]) != row.get("id")
     return CHANGED if renamed or not is_sealed(row) else None
 
