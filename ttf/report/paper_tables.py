@@ -80,14 +80,14 @@ def _printed(name: str) -> Callable[[PaperLine], str]:
 
 
 def _gmacs(line: PaperLine) -> str:
-    if line.cost is None or not line.cost["gmacs"]:  # not counted where the method is calibrated
+    if line.cost is None:
         return ""
-    whole, tokens = (float(line.cost[name]) for name in ("gmacs", "gmacs_tokens"))
+    whole, tokens = (float(line.cost[name] or line.cost["gmacs"]) for name in ("gmacs", "gmacs_tokens"))
     return f"{whole:.3f}" if whole == tokens else f"{whole:.3f} ({tokens:.3f})"
 
 
 def _decimal(line: PaperLine) -> str:
-    if line.cost is None or not line.cost["gmacs"] or "gmacs" not in line.printed:
+    if line.cost is None or "gmacs" not in line.printed or not line.cost["gmacs_tokens"]:  # fitted: not by tokens alone
         return ""
     whole, tokens, norms = (float(line.cost[name]) for name in ("gmacs", "gmacs_tokens", "gmacs_norms"))
     readings = {"yes": whole, "tokens alone": tokens, "with norms": whole + norms, "tokens and norms": tokens + norms}
