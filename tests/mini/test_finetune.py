@@ -31,6 +31,7 @@ from ttf.training.run import FineTuning
 ROOT = Path(__file__).parents[2]
 FEW = ["train.batch_size=8", "train.workers=0", "train.accumulate=1", "data.test.length=16"]
 MINI = ["experiment=mini/finetune", "train.steps=8", "train.eval_every=2", *FEW]
+TWO = [o for o in MINI if "train.steps" not in o] + ["train.steps=2"]
 EXPERIMENTS = [name for name in names() if "finetune" in name]
 
 
@@ -87,8 +88,7 @@ def test_what_is_written(tmp_path, configured):
 
 
 def test_a_folder_of_other_settings_is_not_continued(configured):
-    short = [o for o in MINI if "steps" not in o] + ["train.steps=2"]
-    FineTuning(configured(*short)).run()
+    FineTuning(configured(*TWO)).run()
     with pytest.raises(ValueError, match=r"holds a run with another data\.train\.length, train\.lr, train\.steps"):
         FineTuning(configured(*MINI, "train.lr=1e-3")).run()
 
@@ -154,7 +154,8 @@ def test_wandb_continues_the_run_of_the_folder(tmp_path, configured, monkeypatch
 
 
 def test_mistakes_end_with_one_line(tmp_path):
-    done = Script("finetune", *MINI, "train.accumulate=3", f"output={tmp_path}/out").done()
+    given = [o for o in MINI if "accumulate" not in o] + ["train.accumulate=3", f"output={tmp_path}/out"]
+    done = Script("finetune", *given).done()
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: train.batch_size=8 does not divide")
     assert "Traceback" not in done.stderr
@@ -185,7 +186,7 @@ def _needs(plugin: str) -> None:
 def test_joblib_runs_several_jobs(tmp_path):
     _needs("hydra_plugins.hydra_joblib_launcher")
     seeds = ["train.seed=0,1", f"output={tmp_path}/${{train.seed}}", "hydra.launcher.n_jobs=2"]
-    done = script(tmp_path, "-m", *MINI, "train.steps=2", "hydra/launcher=joblib", *seeds)
+    done = script(tmp_path, "-m", *TWO, "hydra/launcher=joblib", *seeds)
     assert done.returncode == 0, done.stderr
     assert all((tmp_path / seed / "summary.json").exists() for seed in "01")
 
@@ -193,8 +194,8 @@ def test_joblib_runs_several_jobs(tmp_path):
 @pytest.mark.slow
 def test_submitit_runs_one_job_in_two_processes(tmp_path):
     _needs("hydra_plugins.hydra_submitit_launcher")
-    one = ["train.steps=2", f"output={tmp_path}/out", "hydra/launcher=submitit_local"]
-    done = script(tmp_path, "-m", *MINI, *one, "hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=5")
+    one = [f"output={tmp_path}/out", "hydra/launcher=submitit_local"]
+    done = script(tmp_path, "-m", *TWO, *one, "hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=5")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["processes"] == 2
 
