@@ -7,12 +7,15 @@ Shapes: B batch, N tokens of the tower, M tokens that are left, C channels, P pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from types import MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttf.core import entry
 from ttf.core.plan import Observer, Plan
@@ -23,6 +26,8 @@ from ttf.ops.reduction import Reduction, gather_tokens
 
 ORDERS = ("raster", "official")
 TOWER = "model.vision_tower"
+OF_A_TWIN = {"_modules", "_compiled_call_impl", "ttf_place"}
+OF_HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 
 
 def check_order(order: str) -> None:
@@ -34,12 +39,15 @@ def check_order(order: str) -> None:
 class _Watch(Observer):
     """Keeps the reductions in front of a block and, where it is watched, what that block knows."""
 
-    def __init__(self, behind: int, wanted: Wanted | None) -> None:
-        self.behind, self.reductions, self.known = behind, list[Reduction](), None
-        if wanted is not None:
-            self.wanted, self.blocks = wanted, (behind,)
-
     known: LayerView | None
+
+    def __init__(self) -> None:
+        self.begin(0, None)
+
+    def begin(self, behind: int, wanted: Wanted | None) -> None:
+        """Forget the pass before."""
+        self.behind, self.reductions, self.known = behind, list[Reduction](), None
+        self.wanted, self.blocks = (Wanted(), ()) if wanted is None else (wanted, (behind,))
 
     def view(self, block: int, view: LayerView) -> None:
         self.known = view
@@ -86,17 +94,68 @@ def selected(model: Any, images: Tensor, order: str = "raster") -> list[Tensor]:
     return [tokens[first:] for tokens in _compressed(model, plan, images, order)]
 
 
+# A twin of ViT-L costs more than a pass on a GPU: those that nobody uses are kept, one for each thread at most
+_TWINS: WeakKeyDictionary[nn.Module, list[_Twin]] = WeakKeyDictionary()
+
+
+@contextmanager
+def _watched(tower: nn.Module, plan: Plan) -> Iterator[tuple[nn.Module, _Watch]]:
+    """A twin of a compressed tower, and what watches it."""
+    kept, found = _TWINS.setdefault(tower, []), None
+    with suppress(IndexError):  # another thread may take the last one
+        while found is None:
+            found = kept.pop()
+            found = found if found.fits(tower, plan) else None
+    found = found or _Twin(tower, plan)
+    yield found.module, found.watch
+    kept.append(found)
+
+
+class _Twin:
+    """A twin of a tower with a watch of its own."""
+
+    def __init__(self, tower: nn.Module, plan: Plan) -> None:
+        self.plan, self.watch, self.hooks = plan, _Watch(), [_hooks(module) for module in tower.modules()]
+        self.module = entry.twin(tower, lambda own: replace(own, observer=self.watch))
+
+    def fits(self, tower: nn.Module, plan: Plan) -> bool:
+        """Whether it still is what a new twin would be: the same modules with the same attributes and hooks."""
+        now = list(tower.modules())
+        return (
+            plan is self.plan
+            and self.hooks == [_hooks(module) for module in now]
+            and all(_in_step(own, other) for own, other in zip(now, self.module.modules(), strict=True))
+        )
+
+
+def _hooks(module: nn.Module) -> tuple[Any, ...]:
+    """What tells a module's hooks from those of another time."""
+    return *module._forward_pre_hooks, None, *module._forward_hooks, None, module.__dict__.get("forward")
+
+
+def _in_step(own: nn.Module, other: nn.Module) -> bool:
+    """Whether attributes are the same objects, but for those that a twin has of its own."""
+    theirs = other.__dict__
+    return type(own) is type(other) and all(
+        theirs.get(name) is value
+        for name, value in own.__dict__.items()
+        if name not in OF_A_TWIN and not name.endswith(OF_HOOKS) and not isinstance(value, MethodType)
+    )
+
+
 def _compressed(model: Any, plan: Plan, images: Tensor, order: str) -> list[Tensor]:
     behind = feature_block(model.config)
     grid = plan.host.grid(model, (images.shape[2], images.shape[3]))
     ends = _ends_only(plan, behind, grid[0] * grid[1])
-    watch = _Watch(behind, plan.method.wanted if ends else None)
-    twin = entry.twin(model.get_submodule(TOWER), lambda own: replace(own, observer=watch))
-    x = twin(images, output_hidden_states=True).hidden_states[model.config.vision_feature_layer]
-    reductions, y = watch.reductions, x
+    with _watched(model.get_submodule(TOWER), plan) as (twin, watch):
+        watch.begin(behind, plan.method.wanted if ends else None)
+        x = twin(images, output_hidden_states=True).hidden_states[model.config.vision_feature_layer]
+        reductions, known = watch.reductions, watch.known
+        watch.begin(behind, None)
+    y = x
     if ends:
-        assert watch.known is not None
-        y, last = _reduced_behind(plan, replace(watch.known, x=x, block=behind, grid=grid))
+        assert known is not None
+        y, last = _reduced_behind(plan, replace(known, x=x, block=behind, grid=grid))
         reductions = [last]
     if plan.recovery is not None or not reductions:
         return list(_recovered(plan, reductions[-1], x, y) if ends else y)
