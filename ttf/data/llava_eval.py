@@ -128,10 +128,13 @@ VQAV2_TEST = ["llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_mscoco_test2
 
 
 def _vqav2_test(root: Path) -> Asked:
-    asked = _files(root, VQAV2_TEST)[0]
+    asked, seen = _files(root, VQAV2_TEST)[0], set[str]()
     for row in _lines(asked):
-        text = _field(row, "text", asked)
-        yield _field(row, "image", asked), Question(str(row["question_id"]), text, (), "vqav2", "test-dev")
+        number, text = str(_field(row, "question_id", asked)), _field(row, "text", asked)
+        if number in seen:  # the server knows an answer by its number
+            raise ValueError(f"{asked}: question {number} is there twice")
+        seen.add(number)
+        yield _field(row, "image", asked), Question(number, text, (), "vqav2", "test-dev")
 
 
 SETS: dict[str, tuple[str, str, Callable[[Path], Asked]]] = {

@@ -26,7 +26,7 @@ MOST = 100  # detections of a category in an image
 RECALLS = torch.arange(101, dtype=torch.float64) * 0.01  # the very numbers of numpy's linspace, which decide ties
 NOTHING = -1.0  # COCO's number where there is nothing to measure
 RESAMPLES, MANY, FEW_RESAMPLES = 500, 200_000, 100  # fewer sets are drawn where there are many detections
-PART = 2_000_000  # values that are worked on at a time
+PART = 100_000  # values that are worked on at a time
 ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64)
 
 

@@ -112,6 +112,7 @@ def _twice(root: Path) -> None:
     _append("pope/coco/coco_pope_popular.json", {"label": "no"})(root)
 
 
+SENT = "vqav2/llava_vqav2_mscoco_test-dev2015.jsonl"
 MISTAKES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("pope", _drop("pope/val2014/1.jpg"), "1 of 2 images are not in .*val2014 \\(1.jpg\\)"),
     ("pope", _drop("pope/coco/coco_pope_random.json"), "no coco/coco_pope_random.json in .*paths.llava_eval"),
@@ -126,6 +127,11 @@ MISTAKES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("scienceqa", _drop("scienceqa/images/test/7/image.png"), "1 of 1 images are not in .*7/image.png"),
     ("scienceqa", lambda r: _write(r / "scienceqa/pid_splits.json", {"test": ["7", "7"]}), "question 7 about .* twice"),
     ("vqav2_val", lambda r: _write(r / VQA, {"questions": [OWN, OWN]}), "question 5 about .* is there twice"),
+    (
+        "vqav2_test",
+        _append(SENT, {"question_id": 6, "image": "0.jpg", "text": "another?"}),
+        "question 6 is there twice",
+    ),
     ("mmbench", lambda root: None, "benchmark must be one of pope, scienceqa"),
 ]
 
