@@ -23,6 +23,8 @@ from ttf.ops.reduction import Reduction
 from ttf.schedule import RemovePerBlock, reduces
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+OF_HOOKS = ("_hooks", "_with_kwargs", "_always_called")  # how the names of such attributes end
+OF_TWIN = {"_modules", "_compiled_call_impl", "ttf_place"}  # attributes that a twin has of its own, beside hooks
 Saved = list[tuple[nn.Module, dict[str, Any], type]]
 
 
@@ -144,8 +146,31 @@ def twin(model: nn.Module, change: Callable[[Plan], Plan] | None = None, hooks: 
 
 def _own_hooks(module: nn.Module) -> dict[str, Any]:
     """Copies of the dictionaries that hold a module's hooks, and what torch notes of each hook."""
-    notes = ("_with_kwargs", "_always_called")
-    return {n: v.copy() for n, v in vars(module).items() if n.endswith(("_hooks", *notes)) and isinstance(v, dict)}
+    return {n: v.copy() for n, v in vars(module).items() if n.endswith(OF_HOOKS) and isinstance(v, dict)}
+
+
+def hooks_of(model: nn.Module) -> list[tuple[Any, ...]]:
+    """What tells the hooks of a model's modules from those of another time."""
+    return [
+        (*module._forward_pre_hooks, None, *module._forward_hooks, None, module.__dict__.get("forward"))
+        for module in model.modules()
+    ]
+
+
+def is_twin(other: nn.Module, model: nn.Module) -> bool:
+    """Whether ``other``, once a twin of ``model``, has its attributes still, but for those that twins have themselves.
+
+    Hooks are no part of that: compare ``hooks_of`` with what it was when the twin was made.
+    """
+    return all(_in_step(own, copy) for own, copy in zip(model.modules(), other.modules(), strict=True))
+
+
+def _in_step(own: nn.Module, other: nn.Module) -> bool:
+    return type(own) is type(other) and all(
+        other.__dict__.get(name) is value
+        for name, value in own.__dict__.items()
+        if name not in OF_TWIN and not name.endswith(OF_HOOKS) and not isinstance(value, types.MethodType)
+    )
 
 
 def _rebind(module: nn.Module, path: str, made: dict[int, Any]) -> None:

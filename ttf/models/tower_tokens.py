@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,8 +25,6 @@ from ttf.ops.reduction import Reduction, gather_tokens
 
 ORDERS = ("raster", "official")
 TOWER = "model.vision_tower"
-OF_A_TWIN = {"_modules", "_compiled_call_impl", "ttf_place"}
-OF_HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 
 
 def check_order(order: str) -> None:
@@ -115,32 +112,13 @@ class _Twin:
     """A twin of a tower with a watch of its own."""
 
     def __init__(self, tower: nn.Module, plan: Plan) -> None:
-        self.plan, self.watch, self.hooks = plan, _Watch(), [_hooks(module) for module in tower.modules()]
+        self.plan, self.watch, self.hooks = plan, _Watch(), entry.hooks_of(tower)
         self.module = entry.twin(tower, lambda own: replace(own, observer=self.watch))
 
     def fits(self, tower: nn.Module, plan: Plan) -> bool:
-        """Whether it still is what a new twin would be: the same modules with the same attributes and hooks."""
-        now = list(tower.modules())
-        return (
-            plan is self.plan
-            and self.hooks == [_hooks(module) for module in now]
-            and all(_in_step(own, other) for own, other in zip(now, self.module.modules(), strict=True))
-        )
-
-
-def _hooks(module: nn.Module) -> tuple[Any, ...]:
-    """What tells a module's hooks from those of another time."""
-    return *module._forward_pre_hooks, None, *module._forward_hooks, None, module.__dict__.get("forward")
-
-
-def _in_step(own: nn.Module, other: nn.Module) -> bool:
-    """Whether attributes are the same objects, but for those that a twin has of its own."""
-    theirs = other.__dict__
-    return type(own) is type(other) and all(
-        theirs.get(name) is value
-        for name, value in own.__dict__.items()
-        if name not in OF_A_TWIN and not name.endswith(OF_HOOKS) and not isinstance(value, MethodType)
-    )
+        """Whether it still is what a new twin would be: the same plan, hooks and attributes."""
+        same = plan is self.plan and self.hooks == entry.hooks_of(tower)
+        return same and entry.is_twin(self.module, tower)
 
 
 def _compressed(model: Any, plan: Plan, images: Tensor, order: str) -> list[Tensor]:
