@@ -37,7 +37,7 @@ class StateFolder:
         return self.folder / "state.pt"
 
     def claim(self, identity: dict[str, Any]) -> None:
-        """Take the folder for a run with these settings, or go on with the same run; drop half-written files.
+        """Take the folder for a run with these settings, or go on with the same run.
 
         Raises:
             ValueError: the folder belongs to a run with other settings, or cannot be written.
@@ -49,9 +49,6 @@ class StateFolder:
                 here, what = self.folder.parent, ", ".join(differing)
                 raise ValueError(f"{here} holds a run with another {what}: choose another output=FOLDER or remove it")
         write_json(path, wanted)
-        killed = [*self.folder.glob(".state.pt.*"), *self.folder.parent.glob(".*.safetensors.*")]
-        for leftover in killed:  # what a process that was killed was about to write
-            leftover.unlink(missing_ok=True)
 
     def _identity(self) -> dict[str, Any] | None:
         """What ``claim`` wrote; None where the folder was not claimed. Raises ``ValueError`` where it is damaged."""

@@ -233,8 +233,6 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
 def test_a_folder_belongs_to_one_run(tmp_path):
     state = StateFolder(tmp_path / "state")
     state.claim({"train": {"lr": 1, "steps": 2}, "model": "a"})
-    for half in (state.folder / ".state.pt.killed", tmp_path / ".vit_mini.safetensors.killed"):
-        half.write_text("half")
     state.claim({"train": {"lr": 1, "steps": 2}, "model": "a"})
     assert [f.name for f in tmp_path.rglob("*")] == ["state", "identity.json"]
     with pytest.raises(ValueError, match=r"another model, train\.lr: choose another output=FOLDER"):
