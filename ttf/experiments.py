@@ -11,9 +11,9 @@ scales it is for). A row without a title is quoted from the paper, and not run.
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import itertools
+import pickle
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -271,6 +271,11 @@ def of_groups(groups: tuple[str, ...]) -> DictConfig:
         return compose("eval", list(groups))
 
 
+@cache
+def _packed(groups: tuple[str, ...]) -> bytes:
+    return pickle.dumps(of_groups(groups))
+
+
 def composed(run: Planned, further: Sequence[str] = ()) -> DictConfig:
     """The config of ``scripts/eval.py`` with ``run.arguments``, an order of magnitude faster than Hydra composes it.
 
@@ -288,7 +293,7 @@ def composed(run: Planned, further: Sequence[str] = ()) -> DictConfig:
     values = {"name": row.name, "title": row.title, **row.overrides}
     values |= dict(map(parsed, (*run.overrides, *further)))
     groups = tuple(f"{key}={value}" for key, value in sorted(values.items()) if key in GROUPS)
-    config = copy.deepcopy(of_groups(groups))
+    config: DictConfig = pickle.loads(_packed(groups))  # our own bytes; a sixth of the time of a copy
     for key, value in values.items():
         if key not in GROUPS:
             try:

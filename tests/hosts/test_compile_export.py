@@ -26,13 +26,22 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def _small(tiny: Tiny, changes: dict[str, Any] | None = None, **options: Any) -> VisionTransformer:
+    """Three blocks, of which two reduce: every block is traced, so each costs seconds."""
+    torch.manual_seed(0)
+    return ttf.apply(tiny(depth=3, **(changes or {})), blocks=(0, 1), **options)
+
+
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES.keys())
 def compressed(request: pytest.FixtureRequest, tiny: Tiny) -> VisionTransformer:
-    """Four blocks, of which two reduce."""
     changes, options = request.param
-    model = tiny(depth=4, **changes)
-    ttf.apply(model, blocks=(1, 2), **options)
-    return model.requires_grad_(False)
+    return _small(tiny, changes, **options).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def program(compressed: VisionTransformer, images: Images) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=2, max=16)
+    return torch.export.export(compressed, (images(2),), dynamic_shapes=({0: batch},))
 
 
 def test_one_graph(compressed: VisionTransformer, images: Images) -> None:
@@ -43,16 +52,15 @@ def test_one_graph(compressed: VisionTransformer, images: Images) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recover", [False, True])
-def test_compiled_code_equals_eager(recover: bool, tiny: Tiny, images: Images) -> None:
-    model, x = ttf.apply(tiny(depth=4), blocks=(1, 2), recover=recover).requires_grad_(False), images()
+def test_compiled_code_equals_eager(tiny: Tiny, images: Images) -> None:
+    model, x = _small(tiny, recover=True).requires_grad_(False), images()
     torch.compiler.reset()
     torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow
 def test_batch_sizes_share_compiled_code(tiny: Tiny, images: Images) -> None:
-    model = ttf.apply(tiny(depth=4), blocks=(1, 2)).requires_grad_(False)
+    model = _small(tiny).requires_grad_(False)
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -62,7 +70,7 @@ def test_batch_sizes_share_compiled_code(tiny: Tiny, images: Images) -> None:
 
 
 def test_compiled_training_equals_eager(tiny: Tiny, images: Images) -> None:
-    model, x = ttf.apply(tiny(depth=4), blocks=(1, 2)).train(), images()
+    model, x = _small(tiny).train(), images()
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     gradients = []
@@ -73,27 +81,40 @@ def test_compiled_training_equals_eager(tiny: Tiny, images: Images) -> None:
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-4, rtol=1e-3)
 
 
-def test_exported_program_takes_any_batch(compressed: VisionTransformer, images: Images) -> None:
-    batch = torch.export.Dim("batch", min=2, max=16)
-    program = torch.export.export(compressed, (images(2),), dynamic_shapes=({0: batch},))
+def test_exported_program_takes_any_batch(
+    program: torch.export.ExportedProgram, compressed: VisionTransformer, images: Images
+) -> None:
     for size in (2, 5):
         x = images(size)
         torch.testing.assert_close(program.module()(x), compressed(x), atol=1e-4, rtol=1e-4)
 
 
-def test_onnx_runtime_equals_eager(compressed: VisionTransformer, images: Images, tmp_path: Path) -> None:
+def _in_onnx_runtime(model: Any, path: Path, x: Tensor, *others: Tensor) -> list[Tensor]:
     for needed in ("onnx", "onnxscript"):
         pytest.importorskip(needed)
     runtime = pytest.importorskip("onnxruntime")
-    x, path = images(), tmp_path / "model.onnx"
-    torch.onnx.export(compressed.requires_grad_(True), (x,), str(path), dynamo=True, verbose=False)  # as it comes
+    torch.onnx.export(model, (x,), str(path), dynamo=True, verbose=False)
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(out), compressed(x).detach(), atol=1e-4, rtol=1e-4)
+    name = session.get_inputs()[0].name
+    return [torch.from_numpy(session.run(None, {name: each.numpy()})[0]) for each in (x, *others)]
+
+
+def test_onnx_runtime_equals_eager(tiny: Tiny, images: Images, tmp_path: Path) -> None:
+    model, x = _small(tiny), images()  # as it comes, with gradients
+    (out,) = _in_onnx_runtime(model, tmp_path / "model.onnx", x)
+    torch.testing.assert_close(out, model(x).detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_onnx_of_an_exported_program_takes_any_batch(
+    program: torch.export.ExportedProgram, compressed: VisionTransformer, images: Images, tmp_path: Path
+) -> None:
+    both = images(2), images(5)
+    for x, out in zip(both, _in_onnx_runtime(program, tmp_path / "model.onnx", *both), strict=True):
+        torch.testing.assert_close(out, compressed(x), atol=1e-4, rtol=1e-4)
 
 
 def test_exported_program_takes_images_of_any_size(tiny: Tiny, images: Images) -> None:
-    model = ttf.apply(tiny(depth=4, dynamic_img_size=True), blocks=(1, 2), tau=10.0).requires_grad_(False)
+    model = _small(tiny, {"dynamic_img_size": True}, tau=10.0).requires_grad_(False)
     any_size = torch.export.Dim.AUTO
     program = torch.export.export(model, (images(2),), dynamic_shapes=({0: any_size, 2: any_size, 3: any_size},))
     assert not [node for node in program.graph.nodes if str(node.target).startswith("ttf.")]  # it runs without ttf

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 
 import pytest
 
-WORKER = Path(__file__).with_name("sharded_worker.py")
+from tests.hosts.sharded_worker import told
+from tests.scripts_under_test import IMPORTED
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_sharded_models_equal_plain_ones(world: int, tmp_path: Path) -> None:
-    commands = [[sys.executable, str(WORKER), str(rank), str(world), str(tmp_path / "meet")] for rank in range(world)]
-    root = str(WORKER.parents[2])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": root, "env": env}
-    running = [subprocess.Popen(command, **pipes) for command in commands]
+    context = multiprocessing.get_context("forkserver")  # processes that have imported torch
+    context.set_forkserver_preload(IMPORTED)
+    said = [tmp_path / f"said{rank}" for rank in range(world)]
+    meet = str(tmp_path / "meet")
+    running = [context.Process(target=told, args=(rank, world, meet, str(said[rank]))) for rank in range(world)]
     for process in running:
-        said, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, said + errors[-2000:]
-        assert said.count("equal") == 12
+        process.start()
+    for process, file in zip(running, said, strict=True):
+        process.join(300)
+        assert process.exitcode == 0, file.read_text()
+        assert file.read_text().count("equal") == 12

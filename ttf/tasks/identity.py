@@ -73,8 +73,9 @@ def _recovery(options: dict[str, Any]) -> Any:
 
 def data_settings(cfg: DictConfig) -> Row:
     """The data set by its name and options, without its place on this machine."""
-    given: Any = OmegaConf.to_container(cfg.task.data[cfg.task.dataset], resolve=True)
-    return {"name": cfg.task.dataset, **{name: value for name, value in given.items() if name not in OF_FILES}}
+    given = OmegaConf.masked_copy(data := cfg.task.data[cfg.task.dataset], [str(n) for n in data if n not in OF_FILES])
+    own: Any = OmegaConf.to_container(given, resolve=True)
+    return {"name": cfg.task.dataset, **own}
 
 
 def model_settings(cfg: DictConfig) -> Row:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -51,22 +53,32 @@ def _same(one: Path, two: Path) -> None:
     assert {name: a[name] for name in same} == {name: b[name] for name in same}
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Where the row of one process is."""
+
+    @cache
+    def run(task: str) -> Path:
+        folder = tmp_path_factory.mktemp(task)
+        done = Script("eval", *_arguments(task, folder)).done()
+        assert done.returncode == 0, done.stderr
+        return folder
+
+    return run
+
+
 @pytest.mark.parametrize("task", GIVEN)
-def test_two_processes_give_the_row_of_one(task: str, tmp_path: Path) -> None:
-    alone = Script("eval", *_arguments(task, tmp_path / "one")).done()
-    assert alone.returncode == 0, alone.stderr
+def test_two_processes_give_the_row_of_one(task: str, alone: Callable[[str], Path], tmp_path: Path) -> None:
     both = _both(task, tmp_path / "two")
     assert [done.returncode for done in both] == [0, 0], both[0].stderr + both[1].stderr
     assert "GMACs" in both[0].stdout and not both[1].stdout  # the main process alone speaks
-    _same(tmp_path / "one", tmp_path / "two")
+    _same(alone(task), tmp_path / "two")
     again = _both(task, tmp_path / "two")
     assert [done.returncode for done in again] == [0, 0] and "has finished before" in again[0].stderr
 
 
-def test_torchrun(tmp_path: Path) -> None:
+def test_torchrun(alone: Callable[[str], Path], tmp_path: Path) -> None:
     done = python(*LAUNCH, "scripts/eval.py", *_arguments("cls", tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("GMACs") == 1
-    alone = Script("eval", *_arguments("cls", tmp_path / "one")).done()
-    assert alone.returncode == 0, alone.stderr
-    _same(tmp_path / "one", tmp_path / "two")
+    _same(alone("cls"), tmp_path / "two")
