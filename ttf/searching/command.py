@@ -12,6 +12,21 @@ from ttf.searching.search import Settings, search
 from ttf.tasks.identity import OF_SCHEDULE
 from ttf.tasks.run import Run, overrides
 
+# What is said of a search alone: the command for other images has the rest.
+OF_SEARCH = {
+    "images",
+    "evaluations",
+    "patience",
+    "compare",
+    "start",
+    "batch_size",
+    "memory",
+    "out",
+    "budget",
+    "skip",
+    "schedule",
+}
+
 
 def searched(cfg: DictConfig) -> str:
     """Search and write; what there is to say of it.
@@ -57,5 +72,6 @@ def _command() -> str:
 
 
 def _said(counts: tuple[int, ...], path: Path, cfg: DictConfig) -> str:
-    again = f"model={cfg.model.name} schedule=searched schedule.file={path} skip={cfg.skip + cfg.images}"
-    return f"{path}: {', '.join(map(str, counts))} patch tokens\non other images: ttf eval {again}"
+    same = [one for one in overrides() if one.lstrip("+").partition("=")[0] not in OF_SEARCH]
+    again = [*same, "schedule=searched", f"schedule.file={path}", f"skip={cfg.skip + cfg.images}"]
+    return f"{path}: {', '.join(map(str, counts))} patch tokens\non other images: ttf eval {' '.join(again)}"
