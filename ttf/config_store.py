@@ -1,5 +1,5 @@
 """Options of config groups that have no file of their own: models (``configs/models.yaml``), methods
-(``methods.yaml``) and trainings (``trainings.yaml``).
+(``methods.yaml``) and trainings (files of ``trainings``).
 
 ``model=NAME``, ``method=NAME`` and ``experiment=NAME`` mean entries of these files, which are made known to Hydra here.
 A file ``model/NAME.yaml`` in a folder given by ``--config-dir`` works beside them.
@@ -23,12 +23,19 @@ GROUPS = {"task", "model", "method", "schedule", "logger", "data", "augment", "o
 NO_ENTRY = "."  # begins names of what entries share
 
 
+def files(name: str) -> list[Path]:
+    """Where entries stand: ``configs/NAME.yaml``, or the files of the folder ``configs/NAME``."""
+    one = CONFIGS / f"{name}.yaml"
+    return [one] if one.is_file() else sorted((CONFIGS / name).glob("*.yaml"))
+
+
 @cache
-def entries(file: str) -> dict[str, dict[str, Any]]:
-    """The entries of a file of ``configs``, by name, as they stand there."""
-    text = (CONFIGS / f"{file}.yaml").read_text()
-    content: dict[str, Any] = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return {name: entry for name, entry in content.items() if not name.startswith(NO_ENTRY)}
+def entries(name: str) -> dict[str, dict[str, Any]]:
+    """The entries of ``files(name)``, by name, as they stand there."""
+    content: dict[str, Any] = {}
+    for file in files(name):
+        content |= yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return {entry: values for entry, values in content.items() if not entry.startswith(NO_ENTRY)}
 
 
 @cache

@@ -203,7 +203,8 @@ class CompressedViT(Exchanged):
 
     def forward_intermediates(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """timm's own, every tap recovered to the grid of the image (Eq. 10)."""
-        dense: Any = twin(self, lambda plan: replace(plan, recovery=plan.recovery or "nearest"))
+        recovered = self.ttf_place.plan.recovery
+        dense: Any = self if recovered else twin(self, lambda plan: replace(plan, recovery="nearest"))
         out = super(CompressedViT, dense).forward_intermediates(x, *args, **kwargs)
         return tree_map(lambda y: y.dense() if isinstance(y, Tokens) else y, out, is_leaf=_is_tokens)
 
