@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ttf import experiments
-from ttf.config_store import CONFIGS, choices, options
+from ttf.config_store import CONFIGS, GROUPS, choices, options
 from ttf.settings import check
 from ttf.unread import check_once
 
@@ -47,26 +47,67 @@ OF_HYDRA = (
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
 )
+SHORT = ("-h", "-c", "-p", "-r", "-m", "-i", "-sc", "-cp", "-cn", "-cd")  # the same of Hydra
+CONFIG = ("--cfg", "-c")
+SHOWABLE = ("job", "hydra", "all")  # what stands behind these
+VALUED = (*CONFIG, "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+NAMED = {*GROUPS, "paths", "throughput", "experiment", "network"}  # groups of settings that a name chooses
 SHOWN = 4  # names like the one that was meant
+
+
+def _check_options(arguments: Sequence[str]) -> None:
+    """Raise ``ValueError`` for options that Hydra does not have, and for a word behind one that it does not know."""
+    for number, one in enumerate(arguments):
+        name, equals, value = one.partition("=")
+        if one.startswith("-") and name not in (*FLAGS, *OF_HYDRA, *SHORT):
+            setting = name.lstrip("-") or "KEY"
+            raise ValueError(f"{name} is no option: settings are written KEY=VALUE, such as {setting}=true")
+        word = value if equals else next(iter(arguments[number + 1 :]), "nothing")
+        if name in CONFIG and word not in SHOWABLE:
+            raise ValueError(f"{name} is followed by one of {', '.join(SHOWABLE)}, got {word}")
+
+
+def _options_first(arguments: Sequence[str]) -> list[str]:
+    """Settings in one piece behind all options: Hydra's parser takes no others."""
+    options, behind = list[str](), list[str]()
+    for number, one in enumerate(arguments):
+        is_value = number > 0 and arguments[number - 1] in VALUED
+        (options if is_value or one.startswith("-") else behind).append(one)
+    return [*options, *behind]
+
+
+def _check_groups(arguments: Sequence[str]) -> None:
+    """Raise ``ValueError`` where a group is set to something that is no name of an option."""
+    for one in arguments:
+        key, equals, value = one.partition("=")
+        if equals and not key:
+            raise ValueError(f"{one!r} is no setting: write KEY=VALUE")
+        if (
+            equals
+            and key in NAMED
+            and one != "augment=null"
+            and (value in ("", "null") or re.fullmatch(r"[-+.\deE]+|true|false", value))
+        ):
+            names = "a name of ttf sweep table=TABLE --list" if key == "experiment" else ", ".join(options(key))
+            raise ValueError(f"{one} chooses nothing: {key} is one of {names}")
 
 
 def expanded(arguments: Sequence[str]) -> list[str]:
     """``experiment=glob(table/*)`` as a list of names: Hydra's own glob does not look into sub-folders. And flags.
 
     Raises:
-        ValueError: nothing fits the pattern.
+        ValueError: nothing fits the pattern; an unknown option, or a group without a name.
     """
-
-    unknown = [one for one in arguments if one.startswith("--") and one.partition("=")[0] not in (*FLAGS, *OF_HYDRA)]
-    if unknown:
-        name = unknown[0].lstrip("-")
-        raise ValueError(f"{unknown[0]} is no option: settings are written KEY=VALUE, such as {name}=true")
+    _check_options(arguments)
+    _check_groups(arguments)
 
     def expand(argument: str) -> str:
         found = re.fullmatch(r"experiment=glob\((.+)\)", argument)
+        if argument == "augment=null":  # as Hydra writes it, for a group that there need not be
+            return "~augment"
         return f"experiment={','.join(experiments.matching(found[1]))}" if found else FLAGS.get(argument, argument)
 
-    return [expand(argument) for argument in arguments]
+    return _options_first([expand(argument) for argument in arguments])
 
 
 def _like(word: str, words: Iterable[str]) -> str:
@@ -89,7 +130,9 @@ def _no_such_file(text: str) -> str | None:
         )
         meant = f"do you mean {', '.join(close)}?"
         return f"there is no experiment {wanted!r}: {meant if close else tables}"
-    return f"there is no {group}={name}: choose one of {', '.join(options(group))}"
+    known = ", ".join(options(group))
+    advice = f"choose one of {known}" if known else "perhaps a plugin of Hydra is not installed (the extra sweep)"
+    return f"there is no {group}={name}: {advice}"
 
 
 def _no_such_key(text: str) -> str | None:
@@ -101,7 +144,11 @@ def _no_such_key(text: str) -> str | None:
     chosen = [one for one in sys.argv[1:] if one.startswith(("experiment=", "+experiment="))]
     if chosen and not any(one.lstrip("+~").startswith(found[1]) for one in sys.argv[1:]):
         return f"{chosen[-1]} sets {found[1]}, which this command does not read: is it for ttf finetune?"
-    return f"{found[1]} is no setting of this command{_neighbours(path, last)}"
+    close = _neighbours(path, last)
+    if found[1] in close:
+        return f"{found[1]} is no setting of what is chosen here, or is set as a whole"
+    advice = f": do you mean {', '.join(close)}?" if close else ""
+    return f"{found[1]} is no setting of this command{advice}"
 
 
 def _ambiguous(text: str) -> str | None:
@@ -120,6 +167,10 @@ def _unquoted(told: str) -> str:
         return f'{told} cannot be read as it is: quote what is in the list, "{key}=[{items}]"'
     several = "; several runs, one a value, are -m KEY=a,b" if "," in value else ""
     quoted = value.strip("'\"")
+    if key == "experiment":
+        return f"experiment={value.partition(',')[0]},... are several runs: ttf eval -m takes them one after the other"
+    if value.startswith("~"):
+        return f"{told} begins with ~, which is a folder to shells alone: write '{key}='\"$HOME{value[1:]}\""
     return f"{told} cannot be read as it is: write text with special characters as '{key}=\"{quoted}\"'{several}"
 
 
@@ -127,6 +178,13 @@ def _not_given(text: str) -> str | None:
     """Of a value that has to be given, "Missing mandatory value: network.name"."""
     found = re.search(r"[Mm]issing mandatory value: ([\w.]+)", text)
     return f"{found[1]} is missing: add {found[1]}=VALUE" if found else None
+
+
+def _not_there(text: str) -> str | None:
+    """Of a key that was looked for in vain, "Key 'x' is not in struct", with "full_key: a.b.x" below."""
+    found = re.search(r"Key '[\w@/-]+' (?:is not in struct|not found)", text)
+    key = re.search(r"full_key: ([\w.@/-]+)", text)
+    return f"{key[1]} is missing: what is chosen beside it reads it" if found and key else None
 
 
 def _own_files() -> list[Path]:
@@ -137,13 +195,12 @@ def _own_files() -> list[Path]:
     return [own, *([CONFIGS / "eval.yaml"] if "eval" in defaults else [])]
 
 
-def _neighbours(path: Sequence[str], last: str) -> str:
+def _neighbours(path: Sequence[str], last: str) -> list[str]:
     """Keys beside one that does not exist, of files that can be read without composing."""
     files = _own_files() if not path else list((CONFIGS / path[0]).glob("*.yaml"))
     nodes = [*map(OmegaConf.load, files), *(choices(path[0]).values() if len(path) == 1 else ())]
     keys = {str(key) for node in nodes for key in node if key != "defaults"}
-    close = difflib.get_close_matches(last, sorted(keys), SHOWN, 0.5)
-    return f": do you mean {', '.join('.'.join([*path, key]) for key in close)}?" if close else ""
+    return [".".join([*path, key]) for key in difflib.get_close_matches(last, sorted(keys), SHOWN, 0.5)]
 
 
 def _is_here() -> bool:
@@ -172,7 +229,7 @@ def one_line(error: BaseException) -> str:
         told = getattr(error, "override", None) or _ambiguous(text)
         if told:
             return _unquoted(told)
-        known = _no_such_file(text) or _no_such_key(text) or _not_given(text)
+        known = _no_such_file(text) or _no_such_key(text) or _not_given(text) or _not_there(text)
         if known is None and isinstance(error, MissingConfigException) is False and isinstance(cause, ValueError):
             return str(cause).splitlines()[0]
         lines = [line.strip() for line in text.splitlines()]

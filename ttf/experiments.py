@@ -253,10 +253,14 @@ def _node(name: str) -> dict[str, Any]:
 
 
 def parsed(override: str) -> tuple[str, Any]:
-    """Key and value of an override, as Hydra reads it."""
+    """Key and value of an override, as Hydra reads it. Raises ``ValueError`` where it cannot."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
-    found = OverridesParser.create().parse_override(override)
+    try:
+        found = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise ValueError(f"{override!r} cannot be read: write KEY=VALUE") from error
     return found.key_or_group, found.value()
 
 

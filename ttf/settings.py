@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from ttf.checks import FEWEST_ROUNDS, Command, count, listed, number, text
-from ttf.unread import check_command, check_compression
+from ttf.checks import FEWEST_ROUNDS, Command, count, listed, number, part_of_name
+from ttf.unread import check_command, check_compression, key_of
 
 LARGEST_TAU = 1e6  # the softmax is a maximum long before; from about 1e38 on it is not a number
 
@@ -68,6 +68,7 @@ class Benchmark(Evaluation):
     modes: Sequence[Literal["eager", "compiled", "autotune", "graphs", "onnx"]] = listed(("eager",))
     rounds: int = number(9, f"a number of rounds, and a median needs at least {FEWEST_ROUNDS}", low=FEWEST_ROUNDS)
     seconds: float | None = number(None, "a time, above 0", above=0)
+    parts: Sequence[Literal["tower", "prefill", "answer"]] | None = listed()
     pixels: Sequence[int] | None = count(None, "sides of images")
     experiments: Sequence[str] | None = listed()
     table: str | None = None
@@ -106,7 +107,7 @@ class Matrices(Evaluation):
     block: int = count(3, "the number of a block", least=0)
     pick: int = count(2, "a position in the shuffle", least=0)
     columns: Literal["sorted", "raster"] = "sorted"
-    suffix: str = text("")
+    suffix: str = part_of_name()
     figures: str = "figures"
 
 
@@ -119,6 +120,17 @@ class Costs(Evaluation):
     rounds: int = count(7, "a number of rounds")
     threads: int | None = count(None, "a number of threads")
     csv: str = "costs.csv"
+
+
+@dataclass(frozen=True)
+class Contract(Evaluation):
+    """Of ``configs/contract.yaml``."""
+
+    dtypes: Sequence[Literal["float32", "float16", "bfloat16"]] = listed(("float32",))
+    cases: Literal["many", "few"] = "many"
+    largest: int | None = count(None, "a number of tokens")
+    jobs: int | None = count(None, "processes that compile side by side")
+    csv: str = "contract.csv"
 
 
 @dataclass(frozen=True)
@@ -151,7 +163,7 @@ class Rows(Command):
     force: bool = False
     publish: bool = False
     models: Sequence[str] | None = listed()
-    suffix: str = text("")
+    suffix: str = part_of_name()
     compare: bool = False
 
 
@@ -169,6 +181,7 @@ COMMANDS: dict[str, type[Command]] = {
     "eval": Evaluation,
     "benchmark": Benchmark,
     "matrices": Matrices,
+    "contract": Contract,
     "demo": Demo,
     "search": Search,
     "finetune": Finetune,
@@ -219,6 +232,12 @@ GROUPS: dict[str, type[Command]] = {
     "method.calibrate": Calibration,
 }
 NOWHERE = ("weights", "downloads")  # places that may be null
+OPTIONAL = ("encoder", "mixing", "augment", "experiment")  # parts that may be null
+# parts of configs that are read as mappings
+MAPPINGS = (
+    *("throughput", "train", "objective", "groups", "paths", "logger", "method", "schedule"),
+    *("encoder", "mixing", "augment", "task.data", "task.evaluation", "model.network", "data.train", "data.test"),
+)
 
 
 def _check_values(kind: type[Command], name: str, node: Any) -> None:
@@ -240,6 +259,23 @@ def _check_places(paths: DictConfig) -> None:
             raise ValueError(f"paths.{name!s} must be the path of a folder, got {value!r}")
 
 
+def _check_parts(cfg: DictConfig, given: Sequence[str]) -> None:
+    """Raise ``ValueError`` where an override took away, or put something else in place of, a part of a config."""
+    for one in given:
+        key = key_of(one)
+        if one.startswith("~") and key.isidentifier() and key not in cfg and key not in OPTIONAL:
+            raise ValueError(f"{key} is needed: leave {one} out")
+        if one.endswith("={}") and not one.startswith("+"):
+            raise ValueError(f"{one} would have no effect: it adds nothing to what is there")
+    for name in MAPPINGS:
+        path, _, last = name.rpartition(".")
+        node = OmegaConf.select(cfg, path) if path else cfg
+        if not isinstance(node, DictConfig) or last not in node or (node[last] is None and name in OPTIONAL):
+            continue
+        if not isinstance(node[last], DictConfig):
+            raise ValueError(f"{name} is a group of settings, got {node[last]!r}: leave {name} out")
+
+
 def check(cfg: DictConfig, given: Sequence[str] = (), command: str = "eval") -> None:
     """Check a composed config before anything is loaded.
 
@@ -251,6 +287,7 @@ def check(cfg: DictConfig, given: Sequence[str] = (), command: str = "eval") -> 
     Raises:
         ValueError: a value of another type or out of its range, one that has no effect, or one that no script reads.
     """
+    _check_parts(cfg, given)
     if command == "search" and "_target_" in cfg.method:  # which has no name for the file
         raise ValueError("this method brings its own numbers of tokens, none are left to search: choose another")
     _check_values(COMMANDS.get(command, Evaluation), "", cfg)

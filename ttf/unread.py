@@ -107,7 +107,8 @@ def check_command(command: str, shared: Iterable[str], cfg: DictConfig, given: S
         cfg: its composed config.
         given: overrides of the command line.
     """
-    loose = [key_of(one) for one in given if one.startswith("+") and re.fullmatch(r"\w+", key_of(one))]
+    added = [one for one in given if one.startswith("+") and not (one.startswith("++") and key_of(one) in shared)]
+    loose = [key_of(one) for one in added if re.fullmatch(r"\w+", key_of(one))]
     unread = {*shared, *GROUPS} - READ[command] if command in READ else OF_EVALUATION if command != "eval" else set()
     loose += [key_of(one) for one in given if _top(one) in unread]
     if loose:

@@ -1,11 +1,7 @@
-"""Commands where the surroundings are odd, or something is missing and nothing can be fetched: they work, or say so.
-
-One process imports torch and ttf, and forks for each case.
-"""
+"""Commands where the surroundings are odd, or something is missing and nothing can be fetched: they work, or say so."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,69 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.fresh_python import fresh
+from tests.drilled import drilled
 
-DRILL = """
-import json, os, pwd, sys, time, traceback
-from ttf import commands, doctor
-from ttf.report import terminal, wandb
-from ttf.tasks import run
-
-SAID = {said!r}
-
-def gone(*_):
-    raise KeyError("no entry")
-
-def prepared(folder, settings):
-    os.chdir(folder)
-    for name in settings.get("without", ()):
-        os.environ.pop(name, None)
-    if "without" in settings:
-        pwd.getpwuid = gone
-    if "clock" in settings:
-        now = time.time
-        time.time = lambda: now() - 1e8
-    if "removed" in settings:
-        os.mkdir("x")
-        os.chdir("x")
-        os.rmdir(os.getcwd())
-    sys.stdout = open(1, "w", encoding=settings.get("codec", "utf-8"), closefd=False)
-    sys.stderr = open(2, "w", encoding=settings.get("codec", "utf-8"), errors="backslashreplace", closefd=False)
-
-def child(folder, given, settings):
-    file = os.open(SAID, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    try:
-        prepared(folder, settings)
-        sys.argv = ["ttf", *given]
-        commands.main()
-        return 0
-    except SystemExit as end:
-        return end.code or 0
-    except BaseException:
-        traceback.print_exc()
-        return 99
-
-for folder, given, settings in json.loads({cases!r}):
-    begin, pid = time.monotonic(), os.fork()
-    if not pid:
-        code = child(folder, given, settings)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    print(json.dumps([code, time.monotonic() - begin, open(SAID, errors="replace").read()]))
-"""
 ROWS = f"paths.rows={Path(__file__).parents[2] / 'results' / 'rows'}"
 FEW = ["eval", "limit=2", "throughput.batch_size=0"]
-Outcome = tuple[int, float, str]
-
-
-def _drilled(folder: Path, cases: list[tuple[str, list[str], dict[str, Any]]], **environment: str) -> list[Outcome]:
-    done = fresh("-c", DRILL.format(cases=json.dumps(cases), said=str(folder / "said")), **environment)
-    assert done.returncode == 0, done.stderr
-    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture
@@ -97,7 +34,7 @@ def test_odd_surroundings(here: Path, tmp_path: Path) -> None:
         "an unquoted path": ([*FEW, "paths.logs=a,b"], {}),
         "no folder": ([*FEW, logs], {"removed": True}),
     }
-    found = dict(zip(settings, _drilled(tmp_path, [(str(here), *one) for one in settings.values()]), strict=True))
+    found = dict(zip(settings, drilled(tmp_path, [(str(here), *one) for one in settings.values()]), strict=True))
     assert {name: code for name, (code, *_) in found.items() if code} == {"an unquoted path": 2, "no folder": 2}
     assert not [name for name, (*_, said) in found.items() if "Traceback" in said]
     assert found["an unquoted path"][2].startswith("error: paths.logs=a,b cannot be read as it is: write text with")
@@ -112,7 +49,7 @@ def test_a_folder_that_cannot_be_written(here: Path, tmp_path: Path) -> None:
     try:
         logs = f"paths.logs={tmp_path}/logs"
         cases: list[Any] = [(str(here), ["table", "table=table6", logs, f"paths.results={tmp_path}", ROWS], {})]
-        (code, _, _), (refused, _, said) = _drilled(tmp_path, [*cases, (str(here), [*FEW, "paths.logs=own"], {})])
+        (code, _, _), (refused, _, said) = drilled(tmp_path, [*cases, (str(here), [*FEW, "paths.logs=own"], {})])
     finally:
         subprocess.run(["umount", "-l", str(here)], check=True)
     assert (code, refused) == (0, 2) and said.startswith("error: cannot ") and said.count("\n") == 1
@@ -144,7 +81,7 @@ def test_nothing_can_be_fetched(imagenet: str, tmp_path: Path) -> None:
     }
     logs = f"paths.logs={tmp_path}/logs"
     cases: list[Any] = [(str(tmp_path), [*given.split(), logs], {}) for given in wanted]
-    for (given, line), (code, seconds, said) in zip(wanted.items(), _drilled(tmp_path, cases, **offline), strict=True):
+    for (given, line), (code, seconds, said) in zip(wanted.items(), drilled(tmp_path, cases, **offline), strict=True):
         assert code == 2 and said.startswith(line) and said.count("\n") == 1, (given, said)
         assert ("which does not exist" in said) == ("paths.weights" in given)
         assert seconds < 30, given  # 5 on an idle machine

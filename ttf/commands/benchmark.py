@@ -98,7 +98,10 @@ def main(cfg: DictConfig) -> None:
 
     chosen = [(one, list(timings(one))) for one in configs(cfg, HydraConfig.get().overrides.task)]
     if cfg.worker:
-        parallel.serve(next(t for _, wanted in chosen for t in wanted if t.settings == cfg.worker))
+        wanted_runs = [t for _, wanted in chosen for t in wanted if t.settings == cfg.worker]
+        if not wanted_runs:
+            raise ValueError("worker is for processes that ttf benchmark jobs=N starts: leave it out")
+        parallel.serve(wanted_runs[0])
         return
     if cfg.jobs:  # all of them at once: one file, and one limit of time
         chosen = [(chosen[0][0], [timing for _, wanted in chosen for timing in wanted])]

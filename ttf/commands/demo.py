@@ -48,6 +48,10 @@ def main(cfg: DictConfig) -> None:
     from ttf.tasks.options import how_far
     from ttf.tasks.run import Run
 
+    if cfg.limit is not None and cfg.figure_images > cfg.limit:
+        raise ValueError(
+            f"figure_images={cfg.figure_images} and limit={cfg.limit}: the figure is of images of the table"
+        )
     folder = Path(cfg.demo_folder)
     table = folder / "table.md"
     check_replaceable(table, lambda path: path.read_bytes().startswith(b"|"), "a table")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ttf import cli
 from ttf.config_store import CONFIGS
@@ -14,6 +14,8 @@ from ttf.config_store import CONFIGS
 def main(cfg: DictConfig) -> None:
     from ttf.training.run import FineTuning
 
+    if "augment" not in cfg:  # ~augment, as Hydra has it for augment=null
+        OmegaConf.update(cfg, "augment", None, force_add=True)
     training = FineTuning(cfg)
     outcome = training.run()
     if training.engine.is_main_process:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ttf.data.detection import Boxes, Transform
-from ttf.data.scenes import GENERATOR, MAX_APART, NUM_CLASSES, check_length, compose_apart
+from ttf.data.scenes import GENERATOR, MAX_APART, NUM_CLASSES, check_set, compose_apart
 
 
 class SceneBoxes(Dataset[tuple[Any, Any]]):
@@ -25,7 +25,7 @@ class SceneBoxes(Dataset[tuple[Any, Any]]):
     most = MAX_APART
 
     def __init__(self, split: str, length: int, seed: int = 0, transform: Transform | None = None) -> None:
-        check_length(length)
+        check_set(length, seed)
         self.split, self.length, self.seed, self.transform = split, length, seed, transform
 
     def __len__(self) -> int:

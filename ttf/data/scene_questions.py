@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ttf.data.questions import Question
-from ttf.data.scenes import NUM_CLASSES, SIDE, Scene, check_length, compose_apart, digit_split
+from ttf.data.scenes import NUM_CLASSES, SIDE, Scene, check_set, compose_apart, digit_split
 
 QUESTIONS = 1  # raise when questions change
 CLEAR = 4.0  # pixels between two digits from left to right
@@ -154,7 +154,7 @@ class SceneQuestions:
     def __init__(self, split: str, length: int, seed: int = 0, kinds: Sequence[str] = KINDS) -> None:
         if unknown := {*kinds} - {*KINDS}:
             raise ValueError(f"no kind of question {', '.join(sorted(unknown))}: choose among {', '.join(KINDS)}")
-        check_length(length)
+        check_set(length, seed)
         self.split, self.length, self.seed, self.kinds = split, length, seed, tuple(kinds)
 
     def __len__(self) -> int:

@@ -39,10 +39,12 @@ MAX_COVER = 0.08
 TRIES = 60
 
 
-def check_length(length: int) -> None:
-    """Raise ``ValueError`` for a number of scenes below 1."""
+def check_set(length: int, seed: int) -> None:
+    """Raise ``ValueError`` for a number of scenes below 1, or a seed below 0."""
     if length < 1:
         raise ValueError(f"length is a number of scenes, at least 1, got {length}")
+    if seed < 0:
+        raise ValueError(f"seed of the scenes must be at least 0, got {seed}")
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ class SceneClassification(Dataset[tuple[torch.Tensor, ...]]):
         transform: Callable[[Image.Image], torch.Tensor] | None = None,
         layout: str = "near",
     ) -> None:
-        check_length(length)
+        check_set(length, seed)
         self.split, self.length, self.seed, self.patch, self.transform = split, length, seed, patch, transform
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
@@ -273,7 +275,7 @@ class SceneSegmentation(Dataset[tuple[Any, torch.Tensor]]):
         seed: int = 0,
         transform: Callable[[Image.Image, torch.Tensor], tuple[Any, torch.Tensor]] | None = None,
     ) -> None:
-        check_length(length)
+        check_set(length, seed)
         self.split, self.length, self.seed, self.transform = split, length, seed, transform
 
     def __len__(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, cast
 
-from ttf.checks import check_types
+from ttf.checks import check_sizes, check_types
 from ttf.methods.algm import ALGM
 from ttf.methods.atc import ATC
 from ttf.methods.ats import ATS
@@ -69,7 +69,7 @@ __all__ = ["METHODS", "PRESETS", "LayerView", "Method", "TokenTransform", "build
 
 
 def _preset(name: str) -> dict[str, object]:
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
     return PRESETS[name]
 
@@ -89,6 +89,7 @@ def build(method: str | Method, preset: str | None = None, **options: Any) -> Me
         if options or preset is not None:
             raise ValueError("options go with a method's name: a method object has its own")
         check_types(type(method), vars(method))
+        check_sizes(vars(method))
         return method
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: there are {', '.join(METHODS)}")
@@ -101,6 +102,7 @@ def build(method: str | Method, preset: str | None = None, **options: Any) -> Me
     if unknown:
         raise ValueError(f"{method} has no option {', '.join(unknown)}: there are {', '.join(valid) or 'none'}")
     check_types(kind, options)
+    check_sizes(options)
     required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
     missing = sorted(set(required) - set(options))
     if missing:

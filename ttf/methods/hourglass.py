@@ -13,6 +13,8 @@ from ttf.ops.numerics import full_precision
 from ttf.ops.recovery import reconstruction_weights, relative_distances
 from ttf.ops.reduction import MatrixReduction
 
+LARGEST_TEMPERATURE = 1e6  # the softmax is a maximum long before; products with distances overflow behind it
+
 
 def initial_centroids(x: Tensor, grid: Grid, cells: Grid) -> Tensor:
     """Adaptive average pooling of tokens x (B, n, C) that lie on the grid: (B, m, C) float32."""
@@ -90,8 +92,8 @@ class Hourglass(Method):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if not self.temperature > 0.0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if not 0.0 < self.temperature <= LARGEST_TEMPERATURE:
+            raise ValueError(f"temperature must be above 0, at most {LARGEST_TEMPERATURE:g}, got {self.temperature}")
         check_cells(self.cells)
 
     @property

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tarfile
+import warnings
 import zipfile
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -31,8 +33,21 @@ HARMLESS: list[Any] = [
     *{type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.bool_)},
     *((NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
+LONG, MAGIC = b"\x8a\x0a", bytes.fromhex("6cfc9c46f9206aa85019")  # of torch.save before it wrote zip archives
 AGAIN = "download or copy it again"
 SAVE = "save its state dict alone, or give another file"
+
+
+COMPRESSED = "is compressed: unpack it first"
+OTHER_FILES = {  # by how they begin
+    **dict.fromkeys((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd"), COMPRESSED),
+    b"\x89HDF": "is an HDF5 file (Keras): convert it to safetensors",
+    b"GGUF": "is a GGUF file (llama.cpp): give the file that it was made from",
+    b"\x93NUMPY": "is a NumPy array (npy): convert it to safetensors",
+    **dict.fromkeys((b"\x89PNG", b"\xff\xd8\xff"), "is an image and not weights: give a safetensors or pth file"),
+    b"\x7fELF": "is a program and not weights: give a safetensors or pth file",
+    b"SQLite format": "is a database and not weights: give a safetensors or pth file",
+}
 
 
 def some(names: Sequence[str]) -> str:
@@ -45,21 +60,35 @@ def _foreign(path: Path) -> str | None:
     with open(path, "rb") as file:
         begin = file.read(512)
     text = begin.lstrip().lower()
+    named = next((words for start, words in OTHER_FILES.items() if begin.startswith(start)), None)
     if not begin:
         return f"is truncated or corrupt (it is empty): {AGAIN}"
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "is a web page and not weights: open its address in a browser, and download the file behind it"
     if begin.startswith(b"version https://git-lfs"):
         return "is a pointer of Git LFS and not weights: run git lfs pull, or download the file itself"
-    if begin.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd")):
-        return "is compressed: unpack it first"
-    if begin.startswith(b"\x89HDF"):
-        return "is an HDF5 file (Keras): convert it to safetensors"
-    if begin.startswith(b"GGUF"):
-        return "is a GGUF file (llama.cpp): give the file that it was made from"
+    if named:
+        return named
     if path.suffix != ".json" and _is_text(begin):
         return "is truncated or corrupt, or a text and not weights: give a safetensors or pth file"
-    return _foreign_zip(path) if begin.startswith(b"PK") else None
+    if begin.startswith(b"PK"):
+        return _foreign_zip(path)
+    known = path.suffix == ".json" or _is_safetensors(path) or _is_old_pickle(begin) or tarfile.is_tarfile(path)
+    what = (
+        "a pickle that torch.save has not written" if begin[:1] == b"\x80" else "no file of weights that is read here"
+    )
+    return None if known else f"is {what}: give a safetensors or pth file"
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins like one: the length of a header, and its brace; or whether its name says so."""
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{" or path.suffix.lower() == ".safetensors"
+
+
+def _is_old_pickle(begin: bytes) -> bool:
+    """Whether a file begins like those of torch.save up to 1.5: pickle, protocol 2 or later, of a magic number."""
+    return begin[:1] == b"\x80" and LONG + MAGIC in begin[:20]
 
 
 def _is_text(begin: bytes) -> bool:
@@ -123,7 +152,9 @@ def _tensors_alone(content: Any) -> bool:
 def _unnested(path: Path, content: Any, prefer: Sequence[str]) -> Any:
     """The state dict in what a training saved: under a known name, or the only one that there is."""
     while isinstance(content, Mapping) and not _tensors_alone(content):
-        nest = next((name for name in (*prefer, *NESTS) if isinstance(content.get(name), Mapping)), None)
+        nests = [name for name in (*prefer, *NESTS) if isinstance(content.get(name), Mapping)]
+        nest = nests[0] if nests else None
+        _say_which(path, content, nest)
         if nest is None:
             found = [str(name) for name, value in content.items() if _tensors_alone(value)]
             if len(found) > 1:
@@ -135,6 +166,13 @@ def _unnested(path: Path, content: Any, prefer: Sequence[str]) -> Any:
     return content
 
 
+def _say_which(path: Path, content: Mapping[Any, Any], taken: str | None) -> None:
+    """One line where a file has other weights, too: averaged ones, or those of a teacher."""
+    others = [str(name) for name, value in content.items() if name != taken and _tensors_alone(value)]
+    if taken and others:
+        print(f"{path}: {taken} was taken, and {some(others)} left", file=sys.stderr)
+
+
 def _of_openmmlab() -> list[Any]:
     """What files of OpenMMLab's runner hold beside the tensors: a history of numbers. None where it is not loaded."""
     module = sys.modules.get("mmengine.logging.history_buffer")
@@ -143,7 +181,8 @@ def _of_openmmlab() -> list[Any]:
 
 
 def _read_pickle(path: Path, prefer: Sequence[str]) -> tuple[Tensors, dict[str, str]]:
-    with torch.serialization.safe_globals([*HARMLESS, *_of_openmmlab()]):
+    with torch.serialization.safe_globals([*HARMLESS, *_of_openmmlab()]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, on what is refused below
         content = _unnested(path, torch.load(path, map_location="cpu", weights_only=True), prefer)
     if not _tensors_alone(content):
         other = (
@@ -170,6 +209,8 @@ def _runs_code(error: Exception) -> str | None:
 
 def _check_file(path: Path) -> None:
     """Raise ``ValueError`` where there is no regular file, or one of something else."""
+    if re.match(r"\w+:/", str(path)):
+        raise ValueError(f"checkpoint={path} is an address: download it, and give the file")
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the file of weights in it (safetensors or pth)")
     if not path.is_file():
@@ -185,7 +226,7 @@ def _check_file(path: Path) -> None:
 def _read(path: Path, prefer: Sequence[str]) -> tuple[Tensors, dict[str, str]]:
     if path.suffix == ".json":
         return _read_shards(path)
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, prefer)
+    return _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path, prefer)
 
 
 def read(path: Path, prefer: Sequence[str] = ()) -> tuple[Tensors, dict[str, str]]:

@@ -87,6 +87,10 @@ def _mismatch(model: nn.Module, own: dict[str, Tensor], tensors: dict[str, Tenso
 def _check_values(own: dict[str, Tensor], tensors: dict[str, Tensor], source: str) -> None:
     """Raise ``ValueError`` for values that no training leaves: of another kind, not finite, all of them zero."""
     real = [k for k, v in own.items() if v.is_floating_point()]
+    odd = sorted(k for k, v in tensors.items() if v.layout != torch.strided or v.is_meta)
+    if odd:
+        kind = "no values" if tensors[odd[0]].is_meta else "sparse values"
+        raise ValueError(f"{source} has {kind} in {some(odd)}: save the state dict of the whole model on the CPU")
     whole = sorted(k for k in real if not tensors[k].is_floating_point())
     if whole:
         kind = str(tensors[whole[0]].dtype).removeprefix("torch.")
@@ -95,8 +99,11 @@ def _check_values(own: dict[str, Tensor], tensors: dict[str, Tensor], source: st
     if bad:
         raise ValueError(f"{source} has NaN or infinite values in {some(bad)}")
     matrices = [k for k in real if own[k].ndim > 1]
-    if matrices and not any(tensors[k].any() for k in matrices):
-        raise ValueError(f"{source} has nothing but zeros in its {len(matrices)} matrices: it was never filled")
+    same = sorted(k for k in matrices if tensors[k].numel() > 1 and (tensors[k] == tensors[k].view(-1)[0]).all())
+    if matrices and len(same) == len(matrices):
+        raise ValueError(f"{source} has the same value everywhere in each of its {len(matrices)} matrices: no training")
+    if same:
+        print(f"{source}: all values are the same in {some(same)}", file=sys.stderr)
 
 
 def load_strictly(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
@@ -108,11 +115,11 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], source: str) -> 
     """
     own = model.state_dict()
     tensors, done = named_as(own, tensors)
-    if done:
-        print(f"{source}: {done}", file=sys.stderr)
     differences = _differences(own, tensors)
     if differences:
         raise ValueError(f"{source} {_mismatch(model, own, tensors)}; {'; '.join(differences)}")
+    if done:
+        print(f"{source}: {done}", file=sys.stderr)
     _check_values(own, tensors, source)
     model.load_state_dict(tensors)
 

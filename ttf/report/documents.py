@@ -111,7 +111,9 @@ def rewrite(root: Path, numbers: Numbers, only_compare: bool = False) -> list[st
 def _tables(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): paths.root is the folder of the clone") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict) or not all(
         isinstance(table, dict) and {"head", "columns", "rows"} <= table.keys() for table in found.values()

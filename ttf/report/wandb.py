@@ -20,7 +20,8 @@ def explained(logger: DictConfig) -> Iterator[None]:
     try:
         yield
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-        raise ValueError(f"W&B: {error}. Set WANDB_MODE=offline to log to disk") from error
+        said = str(error).strip().rstrip(".")
+        raise ValueError(f"W&B: {said}. Set WANDB_MODE=offline to log to disk") from error
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(

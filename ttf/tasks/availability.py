@@ -24,7 +24,9 @@ ADVICE = {
 
 
 def trained_weights(cfg: DictConfig) -> Path:
-    """The file that ``scripts/finetune.py`` writes for an experiment."""
+    """The file that ``scripts/finetune.py`` writes for an experiment. Raises ``ValueError`` where none is named."""
+    if not cfg.name:
+        raise ValueError("finetuned=true takes the weights of an experiment: give experiment=NAME, or checkpoint=FILE")
     return Path(cfg.paths.trained) / cfg.name / f"{cfg.model.name}.safetensors"
 
 

@@ -41,7 +41,7 @@ def pick_device(name: str) -> torch.device:
         name = f"cuda:{processes.local()}"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # the device meta has no values
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} is not available here: use device=cpu or device=auto") from error
     return device

@@ -63,7 +63,8 @@ def drawn(
     """
     check_pair(cfg)
     task, methods = make_task(cfg), read(cfg)
-    assert isinstance(task, kind)
+    if not isinstance(task, kind):
+        raise ValueError(f"this picture is not of task={cfg.task.name}: leave task out, or choose another command")
     task.check_positions(positions or ())
     model = load_model(cfg.model, cfg.checkpoint, cfg.paths.weights, cfg.paths.downloads)
     task.adopt(model)

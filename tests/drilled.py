@@ -1,0 +1,79 @@
+"""Commands as users give them, each in a process of its own; one process imports torch and ttf for all of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.fresh_python import fresh
+
+DRILL = """
+import json, os, pwd, sys, time, traceback
+from ttf import commands, doctor
+from ttf.report import terminal, wandb
+from ttf.tasks import run
+
+SAID = {said!r}
+
+def gone(*_):
+    raise KeyError("no entry")
+
+def prepared(folder, settings):
+    os.chdir(folder)
+    for name in settings.get("without", ()):
+        os.environ.pop(name, None)
+    if "without" in settings:
+        pwd.getpwuid = gone
+    if "clock" in settings:
+        now = time.time
+        time.time = lambda: now() - 1e8
+    if "removed" in settings:
+        os.mkdir("x")
+        os.chdir("x")
+        os.rmdir(os.getcwd())
+    sys.stdout = open(1, "w", encoding=settings.get("codec", "utf-8"), closefd=False)
+    sys.stderr = open(2, "w", encoding=settings.get("codec", "utf-8"), errors="backslashreplace", closefd=False)
+
+def child(folder, given, settings):
+    file = os.open(SAID, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    try:
+        prepared(folder, settings)
+        sys.argv = ["ttf", *given]
+        commands.main()
+        return 0
+    except SystemExit as end:
+        return end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 99
+
+for folder, given, settings in json.loads({cases!r}):
+    begin, pid = time.monotonic(), os.fork()
+    if not pid:
+        code = child(folder, given, settings)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    print(json.dumps([code, time.monotonic() - begin, open(SAID, errors="replace").read()]))
+"""
+Outcome = tuple[int, float, str]
+
+
+def drilled(
+    folder: Path, cases: Sequence[tuple[str, list[str], Mapping[str, Any]]], **environment: str
+) -> list[Outcome]:
+    """Exit status, seconds, and what was said, of each case.
+
+    Args:
+        folder: for a file of this function.
+        cases: the working directory, the arguments of ``ttf``, and what is odd, see ``prepared`` in ``DRILL``.
+        environment: variables that differ from those of the tests.
+    """
+    done = fresh("-c", DRILL.format(cases=json.dumps(cases), said=str(folder / "said")), **environment)
+    assert done.returncode == 0, done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]

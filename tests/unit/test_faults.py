@@ -1,0 +1,131 @@
+"""Kinds of mistakes through the command line: exit status 2, one line that says what is meant, no advice of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.drilled import Outcome, drilled
+from ttf.cli import expanded
+from ttf.models.weights import EMBEDDED
+
+FEW = "limit=2 throughput.batch_size=0"
+GROUP = "is a group of settings, got None: leave"
+MINI = "finetune experiment=mini/finetune"
+SETTINGS = {
+    # numbers that become 0 or infinite, and of another type below a _target_
+    "eval tau=1e-300": "tau is too close to 0 to compute with, got 1e-300",
+    "eval method=hourglass method.temperature=1e38": "temperature must be above 0, at most 1e+06, got 1e+38",
+    "eval task.data.scenes.length=abc": "task.data.scenes.length must be a whole number, got 'abc'",
+    "eval task.data.scenes.length=1e3": "task.data.scenes.length must be a whole number, got 1000.0",
+    "eval task.data.scenes.seed=-1": "seed of the scenes must be at least 0, got -1",
+    "eval task=seg model=segmenter_mini task.window_batch=abc": "task.evaluation.batch_size must be a whole number, ",
+    f"{MINI} data.test.length=[3]": "data.test.length must be a whole number, got [3]",
+    "eval device=meta": "device 'meta' is not available here: ",
+    # lists
+    "benchmark batch=[1,1]": "batch names 1 twice: name it once",
+    "benchmark modes=[eager,eager]": "modes names eager twice: name it once",
+    "benchmark parts=tower": "parts must be a list, each of it one of tower, prefill, answer or nothing, got 'tower'",
+    "contract dtypes=float32": "dtypes must be a list, each of it one of float32, float16, bfloat16, got 'float32'",
+    # parts of a config that are gone
+    "eval throughput=null": "throughput=null chooses nothing: ",
+    "eval model.network=null": f"model.network {GROUP} model.network out",
+    "eval model.weights=hub": "model.network.model_name is missing: what is chosen beside it reads it",
+    "eval method=null": "method=null chooses nothing: method is one of algm, atc, ",
+    "eval method={}": "method={} would have no effect: it adds nothing to what is there",
+    "eval ~method": "method is needed: leave ~method out",
+    "eval ~ratio": "ratio is needed: leave ~ratio out",
+    "matrices groups=null": f"groups {GROUP} groups out",
+    f"{MINI} train=null": f"train {GROUP} train out",
+    f"{MINI} encoder=vit_mini": "encoder is a group of settings, got 'vit_mini': leave encoder out",
+    # options, and how settings are written
+    "eval -x": "-x is no option: settings are written KEY=VALUE, such as x=true",
+    "eval --cfg foo": "--cfg is followed by one of job, hydra, all, got foo",
+    "eval =0.5": "'=0.5' is no setting: write KEY=VALUE",
+    "eval experiment=": "experiment= chooses nothing: experiment is one of ",
+    "eval experiment=glob(table6/*)": "experiment=table6/kappa_0.3,... are several runs: ttf eval -m takes them one ",
+    "eval checkpoint=~/x.pth": "checkpoint=~/x.pth begins with ~, which is a folder to shells alone: write ",
+    "eval hydra/launcher=foo": "there is no hydra/launcher=foo: perhaps a plugin of Hydra is not installed ",
+    "eval network.name=x": "network.name is no setting of what is chosen here, or is set as a whole",
+    "eval ++ratio=2": "ratio is the share of tokens to keep and must be in (0, 1], got 2",
+    "sweep table=table6 overrides=['paths.logs']": "'paths.logs' cannot be read: write KEY=VALUE",
+    # what does not go together
+    "eval finetuned=true": "finetuned=true takes the weights of an experiment: give experiment=NAME, or checkpoint=",
+    "benchmark worker=x": "worker is for processes that ttf benchmark jobs=N starts: leave it out",
+    "masks task=cls model=vit_mini": "this picture is not of task=cls: leave task out, or choose another command",
+    "matrices suffix=/../x": "suffix is a part of a file's name, without slashes, got '/../x'",
+    "demo figure_images=5 limit=4": "figure_images=5 and limit=4: the figure is of images of the table",
+    "report paths.root=/nowhere": "/nowhere/docs/report.yaml cannot be read (No such file or directory): ",
+    "app host=999.1.1.1": "nothing can listen on host=999.1.1.1 port=7860 ",
+}
+STATE = load_file(EMBEDDED / "vit_mini.safetensors")
+
+
+def _saved(content: object) -> Callable[[Path], object]:
+    return lambda path: torch.save(content, path)
+
+
+WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "array.npy": (lambda path: np.save(path, np.zeros(3)), "is a NumPy array (npy): convert it to safetensors"),
+    "picture.pth": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), "is an image and not weights: "),
+    "binary.ckpt": (lambda path: path.write_bytes(bytes(range(256)) * 4), "is no file of weights that is read here: "),
+    "meta.pth": (_saved({k: v.to("meta") for k, v in STATE.items()}), "has no values in blocks.0."),
+    "sparse.pth": (_saved({**STATE, "head.weight": STATE["head.weight"].to_sparse()}), "has sparse values in head."),
+    "ones.pth": (_saved({k: torch.ones_like(v) for k, v in STATE.items()}), "has the same value everywhere in each "),
+    "loss.pth": (
+        _saved({"state_dict": {**{f"model.{k}": v for k, v in STATE.items()}, "loss.weight": torch.ones(3)}}),
+        "has tensors that the model has no place for: another architecture, or save the model's state dict alone; ",
+    ),
+}
+LOADED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "w.pth": (lambda path: save_file(STATE, path), ""),
+    "W.SAFETENSORS": (lambda path: save_file(STATE, path), ""),
+    "two.pth": (_saved({"model": STATE, "model_ema": STATE}), ": model was taken, and model_ema left\n"),
+}
+
+
+def _cases(folder: Path) -> dict[str, list[str]]:
+    """Arguments of commands by the name of the case; files that they read are made."""
+    cases = {given: given.split() for given in SETTINGS}
+    for name, (make, _) in (WEIGHTS | LOADED).items():
+        make(folder / name)
+        cases[name] = ["eval", *FEW.split(), f"checkpoint={folder / name}"]
+    return {name: [*given, f"paths.logs={folder}/logs"] for name, given in cases.items()}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    folder = tmp_path_factory.mktemp("faults")
+    cases = _cases(folder)
+    given: list[Any] = [(str(folder), arguments, {}) for arguments in cases.values()]
+    return dict(zip(cases, drilled(folder, given), strict=True))
+
+
+@pytest.mark.parametrize("given", SETTINGS)
+def test_settings(given: str, outcomes: dict[str, Outcome]) -> None:
+    code, _, said = outcomes[given]
+    assert code == 2 and said.startswith(f"error: {SETTINGS[given]}") and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_files_that_are_no_weights_of_the_model(name: str, outcomes: dict[str, Outcome]) -> None:
+    code, _, said = outcomes[name]
+    assert code == 2 and said.startswith("error: ") and said.count("\n") == 1, said
+    assert f"{name} {WEIGHTS[name][1]}" in said and "weights_only" not in said
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_files_of_weights_whatever_their_names(name: str, outcomes: dict[str, Outcome]) -> None:
+    code, _, said = outcomes[name]
+    assert code == 0 and LOADED[name][1] in said, said
+
+
+def test_options_may_stand_between_settings() -> None:
+    assert expanded(["ratio=0.5", "-m", "limit=2", "--cfg", "job"]) == ["-m", "--cfg", "job", "ratio=0.5", "limit=2"]
+    assert expanded(["augment=null", "--list"]) == ["~augment", "list=true"]
