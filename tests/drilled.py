@@ -42,6 +42,7 @@ def child(folder, given, settings):
     os.dup2(file, 2)
     try:
         prepared(folder, settings)
+        exec(settings.get("first", ""))
         sys.argv = ["ttf", *given]
         commands.main()
         return 0

@@ -37,7 +37,7 @@ def _check(node: Any) -> None:
 
 
 def build(node: Any, **kwargs: Any) -> Any:
-    """What ``node._target_`` makes. A ``ValueError`` of the target comes through as it is: Hydra would wrap it.
+    """What ``node._target_`` makes. A ``ValueError`` or ``OSError`` of the target comes through: Hydra would wrap it.
 
     Raises:
         ValueError: of the target, or it does not take what the config gives it.
@@ -49,7 +49,7 @@ def build(node: Any, **kwargs: Any) -> Any:
         return instantiate(node, **kwargs)
     except InstantiationException as error:
         cause = error.__cause__
-        if isinstance(cause, ValueError):
+        if isinstance(cause, ValueError | OSError):
             raise cause from None
         if isinstance(cause, TypeError) and "argument" in str(cause):
             raise ValueError(f"{node['_target_']} cannot be made from this config: {cause}") from error

@@ -83,7 +83,7 @@ def run(cfg: DictConfig, wanted: list[Timing]) -> None:
     path = Path(cfg.csv) if cfg.csv else None
     if path:
         costs.check_file(path)
-    rows = costs.read(path) if path else []
+    rows = costs.read(path, costs.OF_BENCHMARKS) if path else []
     rows = measured(cfg, missing(cfg, wanted, rows), rows, path)
     if rows:
         published(rows, speed.cells(rows), speed.heading(rows), path)

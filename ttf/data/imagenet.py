@@ -79,8 +79,8 @@ def _of_classes(folder: Path) -> dict[str, list[str]]:
         )
     unknown = [name for name in folders if name not in _labels()]
     if unknown or not folders:
-        what = f"{', '.join(unknown[:SHOWN])} in {folder} are no ImageNet-1k classes" if unknown else "no classes"
-        raise ValueError(f"{what}: {TREE}")
+        what = f"{', '.join(unknown[:SHOWN])} in {folder} are no ImageNet-1k classes"
+        raise ValueError(f"{what if unknown else f'no classes in {folder}'}: {TREE}")
     return {name: _listing(folder / name)[1] for name in folders}
 
 

@@ -90,9 +90,8 @@ def read_image(path: Path, rgb: bool = True) -> Image.Image:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("it is not a regular file")
-        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-            image = Image.open(path)
-        with image:
+        # Pillow warns of sizes, which are checked here, and of EXIF and profiles, which are not read
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             _check_sides(image)
             return _as_rgb(image) if rgb else image.copy()
     except Exception as error:  # what decoders raise is no closed list

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ttf.data.reading import BadImageError
 
@@ -107,6 +108,29 @@ def readable(error: ValueError, on_bad_image: OnBadImage) -> BadImageError:
     if not isinstance(error, BadImageError) or on_bad_image == "stop":
         raise error
     return error
+
+
+def batched(
+    data: Dataset[Any], batches: Any, workers: int, collate_fn: Callable[[list[Any]], Any], **options: Any
+) -> Iterator[Any]:
+    """Batches of a set, read by processes, of which there are never more than batches.
+
+    Args:
+        data: map-style.
+        batches: of its keys, with a length.
+        workers: processes that read; 0: this one.
+        collate_fn: what makes a batch of items.
+        **options: of ``DataLoader``.
+
+    Raises:
+        ValueError: a process is gone.
+    """
+    with warnings.catch_warnings():  # that there are fewer cores is the choice of whoever asked for so many
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        processes = min(workers, len(batches))
+        loader = DataLoader(data, batch_sampler=batches, num_workers=processes, collate_fn=collate_fn, **options)
+        begun = iter(loader)
+    return loaded(begun)
 
 
 def loaded(loader: Iterable[Any]) -> Iterator[Any]:

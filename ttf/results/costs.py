@@ -12,6 +12,9 @@ from ttf.data.files import atomic_write, check_replaceable
 
 BASE = "uncompressed"
 COLUMNS = ({"model", "gmacs"}, {"model", "batch"}, {"operator", "shape", "way"})  # of each kind of file, some
+OF_BENCHMARKS = ("model", "batch", "method", "speed_up")
+NUMBERS = ("batch", "gmacs", "mac_ratio", "speed_up", "median_ms")  # columns
+AGAIN = "take it from the repository again, or remove it to time again"
 Row = dict[str, Any]
 
 # A run replaces rows that agree in all of these. Older files lack the last ones: they hold one benchmark, at one size.
@@ -19,12 +22,38 @@ SAME = ("model", "batch", "mode", "dtype", "device", "benchmark", "pixels")
 FORM = ("layout", "patches", "part")  # of images and weights, of the patch embedding, of the model; "" is the usual
 
 
-def read(path: Path) -> list[Row]:
-    """The rows of a file, all values as text; none where there is no file."""
+def read(path: Path, columns: Sequence[str] = ()) -> list[Row]:
+    """The rows of a file, all values as text; none where there is no file.
+
+    Args:
+        path: of the file.
+        columns: that it must have.
+
+    Raises:
+        ValueError: a column is missing, or a line was cut off or changed.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read ({error}): {AGAIN}") from error
+    for number, row in enumerate(rows, 2):
+        missing = [name for name in columns if name not in row]
+        if missing:
+            raise ValueError(f"{path} has no column {missing[0]}: {AGAIN}")
+        if None in row or None in row.values() or not all(_is_number(row.get(name)) for name in NUMBERS):
+            raise ValueError(f"{path} line {number} was cut off or changed: {AGAIN}")
+    return rows
+
+
+def _is_number(value: str | None) -> bool:
+    try:
+        float(value or 0)
+    except ValueError:
+        return False
+    return True
 
 
 def is_ours(path: Path) -> bool:

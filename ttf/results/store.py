@@ -167,6 +167,17 @@ class Store:
         except ValueError as error:
             raise ValueError(f"{error}: run again with force=true") from error
 
+    def is_whole(self, name: str) -> bool:
+        """Whether the outcomes of a finished row are as they were written; a line that says so where they are not."""
+        said = read_json(self.path(name)).get(OUTCOMES)
+        try:
+            if said is not None:
+                read_tensors(self._images(name), said)
+        except ValueError as error:
+            print(f"made anew: {error}", file=sys.stderr)
+            return False
+        return True
+
     def note_experiments(self, row: Row, experiments: list[Row]) -> Row:
         """The row, with these names among those that it has, on disk too."""
         new = [one for one in experiments if one not in row["experiments"]]

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ttf import processes
 from ttf.data.reading import BadImageError
-from ttf.data.subset import OnBadImage, Remembered, collate, loaded, readable
+from ttf.data.subset import OnBadImage, Remembered, batched, collate, readable
 from ttf.data.transforms import Preprocessing, preprocessing
 from ttf.results.kept import kept_tensors, write_tensors
 from ttf.results.store import Row, signature
@@ -87,10 +87,10 @@ class _Part:
 @torch.inference_mode()
 def _parts(model: nn.Module, data: Dataset[Any], batches: list[list[int]], read: Reading, label: str) -> list[_Part]:
     like = next(model.parameters())
-    loader = DataLoader(data, batch_sampler=batches, num_workers=read.workers, collate_fn=collate)
+    read_batches = batched(data, batches, read.workers, collate)
     found = []
     with Bar(label, sum(map(len, batches))) as bar, _classifier_inputs(model) as features:
-        for indices, batch, failed in loaded(loader):
+        for indices, batch, failed in read_batches:
             errors = [readable(error, read.on_bad_image) for error in failed]
             part = _Part(None, None, None, errors)
             if batch is not None:

@@ -322,4 +322,5 @@ def execute(cfg: DictConfig, given: Sequence[str] | None = None) -> Row | None:
 
 
 def _finished(name: str, rows: Rows) -> Row | None:
-    return next((row for row in rows if row["id"] == name), None)
+    row = next((row for row in rows if row["id"] == name), None)
+    return row if row is None or rows.is_published(row) or rows.drafts.is_whole(name) else None

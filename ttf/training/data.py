@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from timm.data import Mixup
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from ttf.data.reading import BadImageError, shown
-from ttf.data.subset import loaded
+from ttf.data.subset import batched
 from ttf.training.recipe import Recipe
 
 Key = tuple[int, int]  # (epoch, index of the image)
@@ -123,22 +123,15 @@ class Batches(Sampler[list[Key]]):
 def training_batches(data: Dataset[Any], batches: Batches) -> Iterator[list[Tensor]]:
     """The micro batches of one process, in order. Raises ``ValueError`` naming an image that cannot be read."""
     recipe = batches.recipe
-    loader = DataLoader(
-        Seeded(data, recipe.seed),
-        batch_sampler=batches,
-        num_workers=recipe.workers,
-        collate_fn=_collate,
-        pin_memory=torch.cuda.is_available(),
-    )
-    return map(_readable, loaded(loader))
+    seeded, pin = Seeded(data, recipe.seed), torch.cuda.is_available()
+    return map(_readable, batched(seeded, batches, recipe.workers, _collate, pin_memory=pin))
 
 
 def evaluation_batches(data: Any, indices: range, size: int, workers: int) -> Iterator[list[Tensor]]:
     """Some images of the test set, in order. Raises ``ValueError`` naming an image that cannot be read."""
     keys = [(0, index) for index in indices]
     batches = [keys[i : i + size] for i in range(0, len(keys), size)]
-    loader = DataLoader(Seeded(data, 0), batch_sampler=batches, num_workers=workers, collate_fn=_collate)
-    return map(_readable, loaded(loader))
+    return map(_readable, batched(Seeded(data, 0), batches, workers, _collate))
 
 
 class Mixing:

@@ -81,6 +81,10 @@ def summary(outcomes: dict[str, Tensor], score: Score, last: Row) -> Row:
     return out | {"mcnemar_p": mcnemar(ours, free)}
 
 
+def _has(path: Path, text: str) -> bool:
+    return path.is_file() and text in path.read_text(errors="replace")
+
+
 class FineTuning:
     """One run of ``scripts/finetune.py``.
 
@@ -142,7 +146,19 @@ class FineTuning:
         resolved: Any = OmegaConf.to_container(self.cfg, resolve=True)
         return {key: value for key, value in resolved.items() if key != "paths"}
 
+    def _check_folder(self) -> None:
+        """Raise ``ValueError`` where the folder has files with names of ours, and is none of a training."""
+        ours = {"config.yaml": "ttf.training.Recipe", "log.csv": "step,"}
+        if (self.folder / "state").is_dir() or any(_has(self.folder / name, text) for name, text in ours.items()):
+            return
+        names = (*ours, "summary.json", "method.safetensors", f"{self.cfg.model.name}.safetensors")
+        found = [name for name in names if os.path.lexists(self.folder / name)]
+        if found:
+            what = f"has a {found[0]}, and not of a training, which would replace it"
+            raise ValueError(f"{self.folder} {what}: choose another output=FOLDER")
+
     def _begin(self) -> None:
+        self._check_folder()
         StateFolder(self.folder / "state").claim(self.identity)
         text = OmegaConf.to_yaml(self._settings())
         atomic_write(self.folder / "config.yaml", lambda path: path.write_text(text))
