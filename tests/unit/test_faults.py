@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.drilled import Outcome, drilled
 from ttf.cli import expanded
 from ttf.models.weights import EMBEDDED
+from ttf.settings import COMMANDS
 
 FEW = "limit=2 throughput.batch_size=0"
 GROUP = "is a group of settings, got None: leave"
@@ -129,3 +133,33 @@ def test_files_of_weights_whatever_their_names(name: str, outcomes: dict[str, Ou
 def test_options_may_stand_between_settings() -> None:
     assert expanded(["ratio=0.5", "-m", "limit=2", "--cfg", "job"]) == ["-m", "--cfg", "job", "ratio=0.5", "limit=2"]
     assert expanded(["augment=null", "--list"]) == ["~augment", "list=true"]
+
+
+OTHERS: list[Any] = ["abc", 1.5, True, [3.5], [[3]], {"a": 1}, -1e300, 10**30, float("nan"), b"x"]
+
+
+def _allowed(wanted: Any) -> set[Any]:
+    """Kinds of values that a declared type is made of."""
+    if get_origin(wanted) is Literal:
+        return {type(one) for one in get_args(wanted)}
+    if get_args(wanted):
+        origin = get_origin(wanted)
+        inner = set[Any]().union(*(_allowed(one) for one in get_args(wanted)))
+        return inner if origin in (Union, types.UnionType) else {list if origin is Sequence else dict}
+    return {wanted, int} if wanted is float else {wanted}
+
+
+@given(st.sampled_from(sorted(COMMANDS)), st.data())
+def test_any_value_of_any_setting(command: str, data: st.DataObject) -> None:
+    kind = COMMANDS[command]
+    name, value = data.draw(st.sampled_from(sorted(get_type_hints(kind)))), data.draw(st.sampled_from(OTHERS))
+    said = ""
+    try:
+        kind(**{name: value})
+    except ValueError as error:
+        said = str(error)
+    if said:
+        assert said.startswith(name) and "\n" not in said
+    else:
+        assert type(value) in _allowed(get_type_hints(kind)[name])
+        assert not isinstance(value, int | float) or abs(value) < 1e30
