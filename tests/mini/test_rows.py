@@ -108,7 +108,7 @@ def test_failures_are_recorded_with_their_traceback(evaluate, tmp_path):
         ("limit=0", "limit must be at least 1"),
         ("device=cuda:77", "not available here"),
         ("dtype=float8", "float32, float16, bfloat16"),
-        ("on_bad_image=ignore", "stop or skip"),
+        ("on_bad_image=ignore", "stop, skip"),
         ("checkpoint=/no/such.safetensors", "no checkpoint at"),
         ("model=vit_ti_augreg", "no ImageNet at"),
         ("method.feature=z", "x, norm, keys, xk"),
