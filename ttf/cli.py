@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -284,12 +285,21 @@ def _give_up_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as the command line shows it: without its kind and its place in the code, which are no user's."""
+    del category, filename, lineno, line
+    return f"warning: {message}\n"
+
+
 def run(main: Callable[[], Any]) -> None:
     """Call a ``hydra.main`` function; mistakes of the user end with one message and exit status 2.
 
     TTF_TRACEBACK=1 shows the whole traceback instead.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing and leaving
+    warnings.formatwarning = _warning
     logging.raiseExceptions = False  # a log file on a full disk is no reason for a traceback
     try:
         check_once(sys.argv[1:])

@@ -49,10 +49,12 @@ def test_a_folder_that_cannot_be_written(here: Path, tmp_path: Path) -> None:
     try:
         logs = f"paths.logs={tmp_path}/logs"
         cases: list[Any] = [(str(here), ["table", "table=table6", logs, f"paths.results={tmp_path}", ROWS], {})]
-        (code, _, _), (refused, _, said) = drilled(tmp_path, [*cases, (str(here), [*FEW, "paths.logs=own"], {})])
+        cases += [(str(here), ["doctor"], {}), (str(here), [*FEW, "paths.logs=own"], {})]
+        (code, _, _), (examined, _, found), (refused, _, said) = drilled(tmp_path, cases)
     finally:
         subprocess.run(["umount", "-l", str(here)], check=True)
-    assert (code, refused) == (0, 2) and said.startswith("error: cannot ") and said.count("\n") == 1
+    assert (code, examined) == (0, 0) and "Traceback" not in found
+    assert refused == 2 and said.startswith("error: cannot ") and said.count("\n") == 1
 
 
 @pytest.fixture

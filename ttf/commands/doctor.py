@@ -9,7 +9,7 @@ from ttf import cli
 from ttf.config_store import CONFIGS
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="eval")
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="doctor")
 @cli.job
 def main(cfg: DictConfig) -> None:
     from ttf.doctor import examine, print_findings  # torch comes after the settings are checked

@@ -262,8 +262,9 @@ def voc_objects(path: Path, label: dict[str, int]) -> list[Labelled]:
         corners = [[float(box.findtext(name, "")) for name in ("xmin", "ymin", "xmax", "ymax")] for _, box in found]  # type: ignore[union-attr]
     except (OSError, ElementTree.ParseError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as labels of VOC's layout ({error}): copy it again") from error
-    if not all(_plausible(*box) for box in corners):
-        raise ValueError(f"{path} has a box that is none, {next(box for box in corners if not _plausible(*box))}")
+    odd = [box for box in corners if not _plausible(*box) or box[2] < box[0] or box[3] < box[1]]
+    if odd:
+        raise ValueError(f"{path} has a box that is none, {odd[0]}: expected xmin, ymin, xmax, ymax in pixels")
     unknown = sorted({name for name, _ in found} - set(label))
     if unknown:
         raise ValueError(f"{path} has objects {_some(unknown)}: known are {', '.join(label)}")

@@ -260,8 +260,16 @@ LABELS = {
 MEANING = {"ap": "COCO's, in percent; intervals from images drawn with replacement, those of drops from the same draws"}
 
 
+class _Coco(Metric):
+    """One of the twelve."""
+
+    def text(self, value: float) -> str:
+        """See ``Metric.text``: COCO's -1 is no value."""
+        return "" if value == NOTHING else super().text(value)
+
+
 def _coco(name: str) -> Metric:
-    return Metric(
+    return _Coco(
         name, LABELS[name], "%", higher_is_better=True, estimate=_estimate(name), decimals=2,
         meaning=MEANING.get(name, ""), difference=_difference(name), headline=name == "ap",
         in_tables=name in ("ap", "ap50", "ap75"),

@@ -117,3 +117,9 @@ class Detection(Task):
                 ours = self.inference.found(model, image, size)
         classes = len(self.set.classes)  # type: ignore[attr-defined]
         return {**match(ours, truth, classes), **agreement(ours, base), "image": torch.tensor(index)}
+
+    def metrics(self, images: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+        """See ``Task.metrics``. Raises ``ValueError`` where there was no object to find."""
+        if not images["truth"].any():
+            raise ValueError("there is no AP of these images: no object in them is annotated")
+        return super().metrics(images)

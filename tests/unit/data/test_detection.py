@@ -20,6 +20,7 @@ from ttf.errors import MissingError
 from ttf.metrics.detection import drawn, numbers
 from ttf.metrics.outcomes import stack
 from ttf.models.detector import Found
+from ttf.tasks.detection import Detection
 from ttf.tasks.matching import agreement, match
 
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 90, "name": "dog"}]
@@ -132,6 +133,7 @@ def test_voc(tmp_path: Path):
         ("<annotation>", "cannot be read as labels"),
         (f"<annotation>{_object('cell', 1, 2, 3, 4)}</annotation>", "has objects cell: known are RBC, WBC, Platelets"),
         ("<annotation><object><name>RBC</name></object></annotation>", "cannot be read as labels"),
+        (f"<annotation>{_object('RBC', 9, 2, 3, 4)}</annotation>", r"has a box that is none, \[9.0, 2.0, 3.0, 4.0\]"),
     ],
 )
 def test_what_is_wrong_with_voc(tmp_path: Path, text: str, message: str):
@@ -178,7 +180,9 @@ def test_images_without_objects_only_hold_mistakes():
     assert both["ap"].item() == pytest.approx((0.5 + 1) / 2)
     assert numbers(_outcomes((found(), TRUTH)))["ap"].item() == 0
     row = metrics.measure("det", _outcomes((PERFECT, none)))
-    assert row["ap"] == {"value": -1.0, "ci95": [-1.0, -1.0]}
+    assert row["ap"] == {"value": -1.0, "ci95": [-1.0, -1.0]} and metrics.named("det", "ap").text(-1.0) == ""
+    with pytest.raises(ValueError, match="there is no AP of these images: no object in them is annotated"):
+        Detection.metrics(Detection.__new__(Detection), _outcomes((PERFECT, none)))
 
 
 def test_weights_are_repeated_images():
