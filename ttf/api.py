@@ -121,6 +121,7 @@ def twin(model: nn.Module) -> nn.Module:
 @contextmanager
 def applied(model: nn.Module, *args: Any, **kwargs: Any) -> Iterator[nn.Module]:
     """``apply`` for the length of a ``with`` block; afterwards the model is as it was, compressed or not."""
+    hosts.refuse_wrapped(model)
     before = entry.saved(model)
     try:
         yield apply(model, *args, **kwargs)
@@ -181,6 +182,8 @@ def trace(model: nn.Module, images: Tensor) -> list[LayerTrace]:
     current = plan(model)
     if current is None:
         raise ValueError("the model is not compressed: call ttf.apply(model) first")
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        raise ValueError(f"images are a tensor (B, 3, H, W), got {getattr(images, 'shape', type(images).__name__)}")
     recorder = _Recorder()
     entry.twin(current.host.runs(model), lambda plan: replace(plan, observer=recorder))(images)
     height, width = images.shape[-2:]

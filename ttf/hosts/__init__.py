@@ -49,6 +49,8 @@ def register(model: type[nn.Module], host: Make) -> None:
 
 def refuse_wrapped(model: nn.Module) -> None:
     """Raise ``ValueError`` for a model inside torch.compile's or a parallel wrapper."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"a model is a torch.nn.Module, got {type(model).__name__}")
     for attribute, wrapper in WRAPPERS.items():
         if isinstance(getattr(model, attribute, None), nn.Module):
             inner = f"model.{attribute}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -48,10 +49,14 @@ def gmacs(model: nn.Module, shape: Sequence[int], image: Tensor | None = None) -
         For the whole input, so per image where B is 1 or not given.
 
     Raises:
-        ValueError: the shape has neither 3 nor 4 dimensions.
+        ValueError: the shape has neither 3 nor 4 whole numbers, or the model is none.
     """
-    if len(shape) not in (3, 4):
-        raise ValueError(f"shape must be (3, H, W) or (B, 3, H, W), got {tuple(shape)}")
+    whole = isinstance(shape, Sequence) and all(isinstance(side, Integral) and side > 0 for side in shape)
+    if not whole or len(shape) not in (3, 4):
+        got = shape if isinstance(shape, list | tuple) else type(shape).__name__
+        raise ValueError(f"shape must be (3, H, W) or (B, 3, H, W), got {got}")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"a model is a torch.nn.Module, got {type(model).__name__}")
     full = (1, *shape) if len(shape) == 3 else tuple(shape)
     like = next(model.parameters())
     images = torch.zeros(full) if image is None else image.reshape(full)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from ttf.data.imagenet import ImageNetFolder
 from ttf.data.reading import BadImageError, read_image, shown
-from ttf.data.subset import Shuffled, collate, loaded, readable
+from ttf.data.subset import Shuffled, batched, collate, loaded, readable
 
 WNID = "n01440764"
 
@@ -106,6 +107,32 @@ def test_a_process_that_is_gone() -> None:
 
     with pytest.raises(ValueError, match=r"a process that reads images ended .*: use fewer workers, or workers=0"):
         list(loaded(loader()))
+
+
+def test_no_more_processes_than_batches() -> None:
+    """Nor a word of torch on how many cores there are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = batched(Shuffled(Numbers()), [[0], [1, 2]], 999, collate)
+        assert [len(indices) for indices, _, _ in found] == [1, 2]
+
+
+class Numbers:
+    """A set of three."""
+
+    transform = None
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> tuple[int]:
+        return (index,)
+
+    def image(self, index: int) -> int:
+        return index
+
+    def digest(self) -> str:
+        return "numbers"
 
 
 def test_orientation_in_exif_is_not_applied(tmp_path: Path) -> None:
