@@ -109,6 +109,12 @@ class Tokens(NamedTuple):
             raise ValueError("dense tokens come back where ttf.apply had recover=True, or at the taps of the model")
         return recover(self.chain, self.x)
 
+    def behind(self, first: int) -> Tokens | Tensor:
+        """The tokens from the ``first`` on, as ``y[:, first:]`` gives them."""
+        if self.recovery is not None:
+            return self.dense()[:, first:]
+        return Tokens(self.x[:, first:], None if self.sizes is None else self.sizes[:, first:])
+
     def __getitem__(self, key: Any) -> Any:
         """Fields by number, as of any tuple; by (all images, tokens, ...) tokens. Dense ones where they are asked for.
 

@@ -217,6 +217,12 @@ class CompressedViT(Exchanged):
             return Tokens(embedded, grid=grid, recovery=recovery)
         return Tokens(embedded[0], grid=grid, recovery=recovery), *embedded[1:]
 
+    def pool(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """timm's own; a compiler of torch 2.10 takes ``Tokens`` that are sliced there for a plain tuple."""
+        if isinstance(x, Tokens) and self.attn_pool is not None and not getattr(self, "pool_include_prefix", False):
+            return self.attn_pool(x.behind(self.num_prefix_tokens))
+        return super().pool(x, *args, **kwargs)
+
     def reset_classifier(self: Any, *args: Any, **kwargs: Any) -> None:
         """timm's own; the exits follow the new pool."""
         super().reset_classifier(*args, **kwargs)
