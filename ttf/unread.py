@@ -37,6 +37,7 @@ READ: dict[str, set[str]] = {
     "count": {*MODEL, *COMPRESSION, "seed"},
     "doctor": {"task"},
 }
+OF_GROUPS = r"\+(task|throughput|paths|logger)\.\w+"  # keys that would be added where nobody looks for further ones
 OF_EVALUATION = {"device_map", "offload"}  # read by ttf eval alone
 
 
@@ -109,6 +110,7 @@ def check_command(command: str, shared: Iterable[str], cfg: DictConfig, given: S
     """
     added = [one for one in given if one.startswith("+") and not (one.startswith("++") and key_of(one) in shared)]
     loose = [key_of(one) for one in added if re.fullmatch(r"\w+", key_of(one))]
+    loose += [key_of(one) for one in given if re.fullmatch(OF_GROUPS, one.partition("=")[0])]
     unread = {*shared, *GROUPS} - READ[command] if command in READ else OF_EVALUATION if command != "eval" else set()
     loose += [key_of(one) for one in given if _top(one) in unread]
     if loose:
