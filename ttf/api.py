@@ -56,8 +56,9 @@ def apply(
         preset: of ``token_transform`` alone: "default" or "paper" (the literal equations).
         rounding: of the number of tokens: "floor" (the default), "round" or "ceil".
         schedule: "late" (``ttf.schedule.Late`` of ratio and blocks, for heads that read the class token alone); "auto",
-            from a budget: late, at ``ttf.schedule.late_blocks``, for those heads, the family's blocks for others; or,
-            in place of ratio, blocks and rounding, a ``Schedule`` or the file of one that ``ttf.search`` wrote.
+            from a budget: late, at ``ttf.schedule.late_blocks``, for those heads, at ``early_blocks`` for a Segmenter,
+            whose tokens come back once, the family's blocks for others; or, in place of ratio, blocks and rounding, a
+            ``Schedule`` or the file of one that ``ttf.search`` wrote.
         recover_at: where dense tokens come back, for models with a choice (Segmenter: "backbone" or "masks").
         windows: of Swin: "places" (tokens keep the place of their informative token; any number of them) or "grid"
             (what is left of a window becomes a smaller one, Hourglass's way).

@@ -17,7 +17,7 @@ from ttf.core.host import Host
 from ttf.core.plan import Plan
 from ttf.methods.base import Method
 from ttf.ops.reduction import RECOVERIES, Recovery
-from ttf.schedule import KeepRatio, Late, Schedule, check_whole, late_blocks
+from ttf.schedule import KeepRatio, Late, Schedule, check_whole, early_blocks, late_blocks
 from ttf.searched import Searched, is_file, load
 
 RATIO = 0.7
@@ -83,7 +83,7 @@ class Arguments:
         self._check_budget()
         host, depth = self._placed(host), host.first + len(blocks_of(model, host))
         recovery = _recovery(self.recover)
-        told = self._automatic(recovery is None and host.reads_class_token(model), depth)
+        told = self._automatic(recovery is None and host.reads_class_token(model), host.early, depth)
         schedule = told._schedule(host, depth)
         schedule.check(depth)
         check_whole(schedule, host.first, depth)
@@ -109,8 +109,11 @@ class Arguments:
         found = budgeted(model, plan, self.budget, lambda ratio: replace(told, ratio=ratio)._schedule(host, depth))
         return replace(plan, schedule=found)
 
-    def _automatic(self, class_token_alone: bool, depth: int) -> Arguments:
-        """These arguments with what a budget alone decides: late blocks where the head reads the class token alone."""
+    def _automatic(self, class_token_alone: bool, early: bool, depth: int) -> Arguments:
+        """These arguments with what a budget alone decides.
+
+        Late blocks where the head reads the class token alone, early ones where all tokens come back once, behind them.
+        """
         named = isinstance(self.schedule, str) and self.schedule == AUTO
         unread = [name for name in ("blocks", "rounding") if getattr(self, name) is not None]
         if named and self.budget is None:
@@ -121,7 +124,7 @@ class Arguments:
             return self
         if class_token_alone:
             return replace(self, schedule="late", blocks=late_blocks(self.budget, depth))
-        return replace(self, schedule=None)
+        return replace(self, schedule=None, blocks=early_blocks(self.budget, depth) if early else None)
 
     def _placed(self, host: Host) -> Host:
         """The host with what was chosen, for hosts that have a choice."""

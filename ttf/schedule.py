@@ -222,6 +222,7 @@ class Counts:
 
 # Where ``late_blocks`` reduces, in twelfths of the depth, for budgets from these on.
 LATE_BLOCKS = ((0.575, (4, 6, 8)), (0.45, (3, 5, 7)), (0.0, (2, 4, 6, 8)))
+EARLY_BLOCKS = ((0.575, (1, 4, 7)), (0.0, (1, 3, 6)))  # of ``early_blocks``
 
 
 def late_blocks(budget: float, depth: int) -> tuple[int, ...]:
@@ -233,7 +234,23 @@ def late_blocks(budget: float, depth: int) -> tuple[int, ...]:
         budget: share of the multiply-accumulates that may be left, in (0, 1].
         depth: number of blocks of the model.
     """
-    twelfths = next(places for least, places in LATE_BLOCKS if budget >= least)
+    return _places(LATE_BLOCKS, budget, depth)
+
+
+def early_blocks(budget: float, depth: int) -> tuple[int, ...]:
+    """Where a keep ratio reduces best under a budget if all tokens come back once, behind the blocks.
+
+    A token that is the same for its neighbours costs in every block, and what it is replaced by is found again at the
+    end. Chosen on training images of CamVid and of scenes, see docs/search.md.
+
+    Args:
+        budget, depth: as for ``late_blocks``.
+    """
+    return _places(EARLY_BLOCKS, budget, depth)
+
+
+def _places(known: Sequence[tuple[float, tuple[int, ...]]], budget: float, depth: int) -> tuple[int, ...]:
+    twelfths = next(places for least, places in known if budget >= least)
     return tuple(sorted({place * depth // 12 for place in twelfths}))
 
 

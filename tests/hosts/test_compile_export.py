@@ -116,7 +116,9 @@ def test_onnx_of_an_exported_program_takes_any_batch(
 def test_exported_program_takes_images_of_any_size(tiny: Tiny, images: Images) -> None:
     model = _small(tiny, {"dynamic_img_size": True}, tau=10.0).requires_grad_(False)
     any_size = torch.export.Dim.AUTO
-    program = torch.export.export(model, (images(2),), dynamic_shapes=({0: any_size, 2: any_size, 3: any_size},))
+    program = torch.export.export(
+        model, (images(2, 24, 40),), dynamic_shapes=({0: any_size, 2: any_size, 3: any_size},)
+    )
     assert not [node for node in program.graph.nodes if str(node.target).startswith("ttf.")]  # it runs without ttf
-    for x in (images(3, 24, 40), images(2, 48, 32)):
+    for x in (images(3, 32), images(2, 48, 32)):
         torch.testing.assert_close(program.module()(x), model(x), atol=1e-4, rtol=1e-4)

@@ -9,7 +9,7 @@ import torch
 import ttf
 from ttf.budget import Costs, Counter
 from ttf.models.vit_mini import segmenter_mini, vit_mini
-from ttf.schedule import Counts, KeepRatio, Late, RemovePerBlock, late_blocks
+from ttf.schedule import Counts, KeepRatio, Late, RemovePerBlock, early_blocks, late_blocks
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,11 @@ def test_a_dense_model_has_the_size_that_it_was_built_for():
     model = segmenter_mini().eval()
     base = ttf.measure.gmacs(model, (3, 96, 96))
     ttf.apply(model, budget=0.8)
-    assert isinstance(ttf.plan(model).schedule, KeepRatio)
+    found = ttf.plan(model).schedule
+    assert isinstance(found, KeepRatio) and found.blocks == early_blocks(0.8, 12) == (1, 4, 7)
     assert 0.77 < ttf.measure.gmacs(model, (3, 96, 96)) / base <= 0.8
+    ttf.apply(model, budget=0.8, schedule="auto")
+    assert ttf.plan(model).schedule == found
 
 
 @pytest.mark.parametrize(
@@ -86,6 +89,10 @@ def test_a_budget_alone_decides_where_to_reduce(model, method, budget):
 def test_blocks_of_smaller_budgets_begin_earlier():
     found = [late_blocks(budget, 12) for budget in (0.9, 0.6, 0.5, 0.3)]
     assert found == [(4, 6, 8), (4, 6, 8), (3, 5, 7), (2, 4, 6, 8)]
+    assert [early_blocks(budget, 24) for budget in (0.7, 0.5)] == [(2, 8, 14), (2, 6, 12)] and early_blocks(0.4, 2) == (
+        0,
+        1,
+    )
     assert late_blocks(0.6, 24) == (8, 12, 16) and late_blocks(0.4, 2) == (0, 1) and late_blocks(0.5, 6) == (1, 2, 3)
 
 

@@ -100,6 +100,7 @@ class Host(ABC):
         positional: names of the arguments of a block behind its tokens.
         places: names of the places where dense tokens can come back, the first one unless told; () without a choice.
         recovery: how dense tokens come back where nothing is told; None: they do not.
+        early: tokens come back once, behind all blocks: a budget alone reduces at ``ttf.schedule.early_blocks``.
         rotary: queries and keys are rotated by place, so every token must have one.
         merges_inside: it has ``branches``, for methods that merge inside a branch.
         pools_maps: it has ``enter``, for methods that reduce tokens at the entrance of a block.
@@ -114,6 +115,7 @@ class Host(ABC):
     positional: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
     recovery: Recovery | None = None
+    early: bool = False
     rotary: bool = False
     merges_inside: bool = False
     pools_maps: bool = False

@@ -77,6 +77,7 @@ class SegmenterHost(DenseHost):
     kind = Segmenter
     container = "encoder.blocks"
     places: tuple[str, ...] = PLACES
+    early = True
 
     def __init__(self, recover_at: str = "backbone") -> None:
         self.recover_at = known_place(recover_at, PLACES)
