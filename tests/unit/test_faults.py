@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,40 +84,32 @@ LOADED: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def _cases(folder: Path) -> dict[str, list[str]]:
-    """Arguments of commands by the name of the case; files that they read are made."""
-    cases = {given: given.split() for given in SETTINGS}
-    for name, (make, _) in (WEIGHTS | LOADED).items():
-        make(folder / name)
-        cases[name] = ["eval", *FEW.split(), f"checkpoint={folder / name}"]
-    return {name: [*given, f"paths.logs={folder}/logs"] for name, given in cases.items()}
-
-
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    folder = tmp_path_factory.mktemp("faults")
-    cases = _cases(folder)
-    given: list[Any] = [(str(folder), arguments, {}) for arguments in cases.values()]
+def _outcomes(folder: Path, cases: dict[str, list[str]]) -> dict[str, Outcome]:
+    """By the name of the case; all in one test, or every worker that has one of them would run them all."""
+    given: list[Any] = [(str(folder), [*words, f"paths.logs={folder}/logs"], {}) for words in cases.values()]
     return dict(zip(cases, drilled(folder, given), strict=True))
 
 
-@pytest.mark.parametrize("given", SETTINGS)
-def test_settings(given: str, outcomes: dict[str, Outcome]) -> None:
-    code, _, said = outcomes[given]
-    assert code == 2 and said.startswith(f"error: {SETTINGS[given]}") and said.count("\n") == 1, said
+def test_settings(tmp_path: Path) -> None:
+    found = _outcomes(tmp_path, {words: words.split() for words in SETTINGS})
+    assert len(found) == len(SETTINGS) > 30
+    for words, (code, _, said) in found.items():
+        assert code == 2 and said.startswith(f"error: {SETTINGS[words]}") and said.count("\n") == 1, (words, said)
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_files_that_are_no_weights_of_the_model(name: str, outcomes: dict[str, Outcome]) -> None:
-    code, _, said = outcomes[name]
-    assert code == 2 and said.startswith("error: ") and said.count("\n") == 1, said
-    assert f"{name} {WEIGHTS[name][1]}" in said and "weights_only" not in said
-
-
-@pytest.mark.parametrize("name", LOADED)
-def test_files_of_weights_whatever_their_names(name: str, outcomes: dict[str, Outcome]) -> None:
-    code, _, said = outcomes[name]
-    assert code == 0 and LOADED[name][1] in said, said
+def test_files_of_weights_whatever_their_names(tmp_path: Path) -> None:
+    for name, (make, _) in (WEIGHTS | LOADED).items():
+        make(tmp_path / name)
+    found = _outcomes(
+        tmp_path, {name: ["eval", *FEW.split(), f"checkpoint={tmp_path / name}"] for name in WEIGHTS | LOADED}
+    )
+    for name, (_, expected) in WEIGHTS.items():
+        code, _, said = found[name]
+        assert code == 2 and said.startswith("error: ") and said.count("\n") == 1, (name, said)
+        assert f"{name} {expected}" in said and "weights_only" not in said
+    for name, (_, expected) in LOADED.items():
+        code, _, said = found[name]
+        assert code == 0 and expected in said, (name, said)
 
 
 def test_options_may_stand_between_settings() -> None:
