@@ -47,13 +47,17 @@ def test_compression_costs_less_and_moves_the_answer(evaluate):
     assert rows[1]["metrics"]["kl"]["value"] > rows[0]["metrics"]["kl"]["value"] > 0
 
 
-def test_finished_rows_are_skipped_and_force_runs_again(evaluate, monkeypatch):
+def test_finished_rows_are_skipped_and_force_runs_again(evaluate, configured, monkeypatch):
     first = evaluate()
     calls = []
     measure = run_module.Run.measure
     monkeypatch.setattr(run_module.Run, "measure", lambda self, *given: calls.append(1) or measure(self, *given))
     assert json.dumps(evaluate()) == json.dumps(json.loads(json.dumps(first)))
     assert not calls
+    killed = Path(configured().paths.runs) / f"{first['id']}.started.json"  # between the row and the end of its note
+    killed.write_text("{}")
+    evaluate()
+    assert not killed.exists() and not calls
     evaluate("force=true")
     assert len(calls) == 1
 

@@ -81,7 +81,16 @@ def _of_classes(folder: Path) -> dict[str, list[str]]:
     if unknown or not folders:
         what = f"{', '.join(unknown[:SHOWN])} in {folder} are no ImageNet-1k classes"
         raise ValueError(f"{what if unknown else f'no classes in {folder}'}: {TREE}")
-    return {name: _listing(folder / name)[1] for name in folders}
+    return {name: _of_class(folder / name) for name in folders}
+
+
+def _of_class(folder: Path) -> list[str]:
+    """Names of the images of a class. Raises ``ValueError`` for folders within, whose images are not read."""
+    within, images = _listing(folder)
+    seen = [name for name in within if not name.startswith((".", "@", "__"))]  # not what systems put there
+    if seen:
+        raise ValueError(f"{shown(folder / seen[0])} is a folder within a class, and is not read: move its images up")
+    return images
 
 
 def _kind(images: dict[str, list[str]], split: str) -> str | None:

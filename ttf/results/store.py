@@ -153,8 +153,13 @@ class Store:
             write_tensors(self._images(name), images)
             row = {**row, OUTCOMES: tensors_digest(images)}
         write_row(self.path(name), row)
-        for state in ("started", "failed"):
-            self.path(name, state).unlink(missing_ok=True)
+        self.settle(name)
+
+    def settle(self, name: str) -> None:
+        """Drop the notes of a run whose row is there: it may have been killed between the two."""
+        with suppress(OSError):  # where nothing can be written they do no harm
+            for state in ("started", "failed"):
+                self.path(name, state).unlink(missing_ok=True)
 
     def _images(self, name: str) -> Path:
         return self.folder / f"{name}.images.safetensors"

@@ -302,6 +302,7 @@ def execute(cfg: DictConfig, given: Sequence[str] | None = None) -> Row | None:
     row = None if cfg.force else processes.agreed(_finished(name, rows))
     if row is not None:
         print(f"{name} has finished before (force=true runs it again)", file=sys.stderr)
+        store.settle(name)
         return store.note_experiments(row, names)
     if not processes.is_main():
         run.measure(config, names, given)

@@ -89,6 +89,10 @@ def test_imagenet_errors_say_what_to_do(tmp_path):
     (tmp_path / "val" / "n01440764").mkdir()
     with pytest.raises(ValueError, match="class folder .*n01440764 is empty"):
         ImageNetFolder(tmp_path)
+    (tmp_path / "val" / "n01443537" / "more").mkdir()
+    with pytest.raises(ValueError, match="n01443537/more is a folder within a class, and is not read"):
+        ImageNetFolder(tmp_path)
+    (tmp_path / "val" / "n01443537" / "more").rename(tmp_path / "val" / "n01443537" / ".thumbnails")
     (tmp_path / "val" / "n01440764").rename(tmp_path / "val" / "cats")
     with pytest.raises(ValueError, match="cats .*are no ImageNet-1k classes"):
         ImageNetFolder(tmp_path)
