@@ -99,7 +99,7 @@ def _check_values(own: dict[str, Tensor], tensors: dict[str, Tensor], source: st
     if bad:
         raise ValueError(f"{source} has NaN or infinite values in {some(bad)}")
     matrices = [k for k in real if own[k].ndim > 1]
-    same = sorted(k for k in matrices if tensors[k].numel() > 1 and (tensors[k] == tensors[k].view(-1)[0]).all())
+    same = sorted(k for k in matrices if tensors[k].numel() > 1 and (tensors[k] == tensors[k].flatten()[0]).all())
     if matrices and len(same) == len(matrices):
         raise ValueError(f"{source} has the same value everywhere in each of its {len(matrices)} matrices: no training")
     if same:
@@ -111,7 +111,7 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], source: str) -> 
 
     Raises:
         ValueError: names or shapes differ (another architecture, image size, patch size or number of classes), or
-            values are not finite, not floating-point, or all of them zero.
+            values are not finite, not floating-point, or the same everywhere in each of the matrices.
     """
     own = model.state_dict()
     tensors, done = named_as(own, tensors)

@@ -47,6 +47,7 @@ AS_SAVED: dict[str, Callable[[State], object]] = {
     "SWA": lambda s: {**_named(s, "module."), "n_averaged": torch.tensor(5)},
     "DeepSpeed": lambda s: {"module": s, "optimizer": None},
     "a name of its own": lambda s: {"weights_of_the_student": s, "epoch": 3},
+    "matrices that lie transposed in memory": lambda s: {k: v.t().contiguous().t() for k, v in s.items()},
     "averaged, nested": lambda s: {"state_dict": {"model": s}, "args": None},
 }
 
