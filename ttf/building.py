@@ -23,17 +23,15 @@ def _declared(target: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
-def _check(node: Any) -> None:
+def _check(values: Any, place: str) -> None:
     """Raise ``ValueError`` for a value of another type than our target, or one below it, declares."""
-    if not isinstance(node, Mapping | DictConfig):
+    if not isinstance(values, Mapping):
         return
-    values: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
     target = str(values.get("_target_", ""))
     if target.startswith(OURS):
-        place = node._get_full_key(None) if isinstance(node, DictConfig) else ""
-        check_declared(_declared(get_object(target)), values, f"{place}." if place else "")
-    for name in values:
-        _check(node[name])
+        check_declared(_declared(get_object(target)), values, place)
+    for name, value in values.items():
+        _check(value, f"{place}{name}.")
 
 
 def build(node: Any, **kwargs: Any) -> Any:
@@ -44,7 +42,9 @@ def build(node: Any, **kwargs: Any) -> Any:
     """
     if not isinstance(node, Mapping | DictConfig):
         raise ValueError(f"a part of the config with a _target_ is missing, got {node!r}: leave that setting out")
-    _check(node)
+    place = node._get_full_key(None) if isinstance(node, DictConfig) else ""
+    values: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+    _check(values, f"{place}." if place else "")
     try:
         return instantiate(node, **kwargs)
     except InstantiationException as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -90,7 +89,7 @@ class Shelf:
 
     def _config(self, name: str) -> DictConfig:
         task = next(task for task in models()[name]["tasks"] if task in VIEWERS)
-        cfg = copy.deepcopy(of_groups((f"model={name}", f"task={task}")))
+        cfg = of_groups((f"model={name}", f"task={task}"))
         cfg.paths = self.paths
         return cfg
 

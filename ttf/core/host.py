@@ -91,6 +91,12 @@ class Exit(NamedTuple):
     first: int = 0
 
 
+def check_module(model: Any) -> None:
+    """Raise ``ValueError`` for what is no model."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"a model is a torch.nn.Module, got {type(model).__name__}")
+
+
 class Host(ABC):
     """One family of models; hosts hold no state of a model.
 

@@ -113,7 +113,10 @@ class Tokens(NamedTuple):
         """The tokens from the ``first`` on, as ``y[:, first:]`` gives them."""
         if self.recovery is not None:
             return self.dense()[:, first:]
-        return Tokens(self.x[:, first:], None if self.sizes is None else self.sizes[:, first:])
+        return self._part(slice(first, None))
+
+    def _part(self, part: slice) -> Tokens:
+        return Tokens(self.x[:, part], None if self.sizes is None else self.sizes[:, part])
 
     def __getitem__(self, key: Any) -> Any:
         """Fields by number, as of any tuple; by (all images, tokens, ...) tokens. Dense ones where they are asked for.
@@ -128,8 +131,7 @@ class Tokens(NamedTuple):
         whole = all(part == slice(None) for part in (key[0], *key[2:]))
         if not (whole and len(key) in (2, 3) and isinstance(key[1], slice)):
             return self.x[key]
-        sizes = None if self.sizes is None else self.sizes[:, key[1]]
-        return Tokens(self.x[:, key[1]], sizes)
+        return self._part(key[1])
 
     def mean(self, dim: int = 1, keepdim: bool = False) -> Tensor:
         """Mean over the tokens (dim=1) weighted by size: that of the tokens that they stand for."""

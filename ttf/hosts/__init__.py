@@ -7,7 +7,7 @@ from importlib import import_module
 
 from torch import nn
 
-from ttf.core.host import Host
+from ttf.core.host import Host, check_module
 
 Make = Callable[[nn.Module], Host]
 # class of the model (module.Class, any base class counts) -> module with a function ``host(model)``, or that function
@@ -49,8 +49,7 @@ def register(model: type[nn.Module], host: Make) -> None:
 
 def refuse_wrapped(model: nn.Module) -> None:
     """Raise ``ValueError`` for a model inside torch.compile's or a parallel wrapper."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"a model is a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     for attribute, wrapper in WRAPPERS.items():
         if isinstance(getattr(model, attribute, None), nn.Module):
             inner = f"model.{attribute}"

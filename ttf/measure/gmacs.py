@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
+from ttf.core.host import check_module
+
 NORM_OPERATIONS = 5  # mean, centre, square, scale, shift
 CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -55,8 +57,7 @@ def gmacs(model: nn.Module, shape: Sequence[int], image: Tensor | None = None) -
     if not whole or len(shape) not in (3, 4):
         got = shape if isinstance(shape, list | tuple) else type(shape).__name__
         raise ValueError(f"shape must be (3, H, W) or (B, 3, H, W), got {got}")
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"a model is a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     full = (1, *shape) if len(shape) == 3 else tuple(shape)
     like = next(model.parameters())
     images = torch.zeros(full) if image is None else image.reshape(full)

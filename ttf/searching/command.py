@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -9,23 +10,14 @@ from omegaconf import DictConfig
 from ttf.searched import check_writable
 from ttf.searching.log import check_log, log_of
 from ttf.searching.search import Settings, search
+from ttf.settings import Evaluation, Search
 from ttf.tasks.identity import OF_SCHEDULE
 from ttf.tasks.run import Run, overrides
+from ttf.unread import key_of
 
-# What is said of a search alone: the command for other images has the rest.
-OF_SEARCH = {
-    "images",
-    "evaluations",
-    "patience",
-    "compare",
-    "start",
-    "batch_size",
-    "memory",
-    "out",
-    "budget",
-    "skip",
-    "schedule",
-}
+OF_EVALUATION = {one.name for one in fields(Evaluation)}
+# what is said of a search alone: the command for other images has the rest
+OF_SEARCH = {one.name for one in fields(Search)} - OF_EVALUATION | {"batch_size", "out", "budget", "skip", "schedule"}
 
 
 def searched(cfg: DictConfig) -> str:
@@ -72,6 +64,6 @@ def _command() -> str:
 
 
 def _said(counts: tuple[int, ...], path: Path, cfg: DictConfig) -> str:
-    same = [one for one in overrides() if one.lstrip("+").partition("=")[0] not in OF_SEARCH]
+    same = [one for one in overrides() if key_of(one) not in OF_SEARCH]
     again = [*same, "schedule=searched", f"schedule.file={path}", f"skip={cfg.skip + cfg.images}"]
     return f"{path}: {', '.join(map(str, counts))} patch tokens\non other images: ttf eval {' '.join(again)}"

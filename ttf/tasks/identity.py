@@ -73,9 +73,10 @@ def _recovery(options: dict[str, Any]) -> Any:
 
 def data_settings(cfg: DictConfig) -> Row:
     """The data set by its name and options, without its place on this machine."""
-    given = OmegaConf.masked_copy(data := cfg.task.data[cfg.task.dataset], [str(n) for n in data if n not in OF_FILES])
-    own: Any = OmegaConf.to_container(given, resolve=True)
-    return {"name": cfg.task.dataset, **own}
+    data = cfg.task.data[cfg.task.dataset]
+    own = OmegaConf.masked_copy(data, [name for name in data if name not in OF_FILES])
+    options: Any = OmegaConf.to_container(own, resolve=True)
+    return {"name": cfg.task.dataset, **options}
 
 
 def model_settings(cfg: DictConfig) -> Row:
