@@ -13,7 +13,11 @@ from hypothesis import settings
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from tests.scripts_under_test import begin_run
+
 torch.set_num_threads(1)
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of processes, which would import torch once more
+os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # what the processor says it has need not be tried by each worker
 settings.register_profile("ttf", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("ttf")
 
@@ -25,8 +29,14 @@ SLOW = ("mini", "real", "test_sweep.py", "test_eval_processes.py", "test_mistake
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: tests of processes wait now and then."""
-    return len(os.sched_getaffinity(0)) + 1
+    """As many as there are cores: a test that waits for a process leaves its core to it."""
+    return len(os.sched_getaffinity(0))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The workers of a run have one server of processes between them."""
+    if not hasattr(config, "workerinput"):
+        config.add_cleanup(begin_run().cleanup)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

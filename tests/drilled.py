@@ -1,19 +1,21 @@
-"""Commands as users give them, each in a process of its own; one process imports torch and ttf for all of them."""
+"""Commands as users give them, each in a process of its own that has imported what the scripts import."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.fresh_python import fresh
+import pytest
+from filelock import FileLock
+
+from tests.scripts_under_test import Code
 
 DRILL = """
 import json, os, pwd, sys, time, traceback
-from ttf import commands, doctor
-from ttf.report import terminal, wandb
-from ttf.tasks import run
+from ttf import commands
 
 SAID = {said!r}
 
@@ -65,6 +67,16 @@ for folder, given, settings in json.loads({cases!r}):
 Outcome = tuple[int, float, str]
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[], Any]) -> Any:
+    """What ``make`` says (as JSON), made by the first worker of a test run that asks for it under this name."""
+    run = factory.getbasetemp()
+    file = (run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / f"{name}.json"
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            file.write_text(json.dumps(make()))
+    return json.loads(file.read_text())
+
+
 def drilled(
     folder: Path, cases: Sequence[tuple[str, list[str], Mapping[str, Any]]], **environment: str
 ) -> list[Outcome]:
@@ -75,6 +87,6 @@ def drilled(
         cases: the working directory, the arguments of ``ttf``, and what is odd, see ``prepared`` in ``DRILL``.
         environment: variables that differ from those of the tests.
     """
-    done = fresh("-c", DRILL.format(cases=json.dumps(cases), said=str(folder / "said")), **environment)
+    done = Code(DRILL.format(cases=json.dumps(cases), said=str(folder / "said")), **environment).done()
     assert done.returncode == 0, done.stderr
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]

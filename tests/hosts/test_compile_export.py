@@ -27,9 +27,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def _small(tiny: Tiny, changes: dict[str, Any] | None = None, **options: Any) -> VisionTransformer:
-    """Three blocks, of which two reduce: every block is traced, so each costs seconds."""
+    """Two blocks that reduce: every block is traced, so each costs seconds."""
     torch.manual_seed(0)
-    return ttf.apply(tiny(depth=3, **(changes or {})), blocks=(0, 1), **options)
+    return ttf.apply(tiny(depth=2, **(changes or {})), blocks=(0, 1), **options)
 
 
 @pytest.fixture(scope="module", params=CASES.values(), ids=CASES.keys())

@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 import ttf
 import ttf.cli  # registers what the configs resolve with
 from tests.composing import composed
-from tests.fresh_python import fresh
-from tests.scripts_under_test import Done, Script
+from tests.scripts_under_test import Done, Script, fresh
 from ttf.calibration import load_matrices
 from ttf.experiments import names, register
 from ttf.models.weights import load_model

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.fresh_python import fresh
 from tests.mini.test_scripts import places, script
+from tests.scripts_under_test import fresh
 
 transformers: Any = pytest.importorskip("transformers", reason="needs transformers: pip install 'ttf[hf]'")
 

@@ -78,7 +78,18 @@ WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "has tensors that the model has no place for: another architecture, or save the model's state dict alone; ",
     ),
 }
+
+
+def _under(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in STATE.items()}
+
+
 LOADED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "ddp.pth": (_saved(_under("module.")), ""),
+    "compiled.pth": (_saved({"model": _under("_orig_mod."), "epoch": 3}), ""),
+    "lightning.ckpt": (_saved({"state_dict": _under("model.")}), "names were taken without 'model.'\n"),
+    "swa.pth": (_saved({**_under("module."), "n_averaged": torch.tensor(5)}), "swa.pth: n_averaged left out\n"),
+    "deepspeed.pth": (_saved({"module": STATE, "optimizer": None}), ""),
     "w.pth": (lambda path: save_file(STATE, path), ""),
     "two.pth": (_saved({"model": STATE, "model_ema": STATE}), ": model was taken, and model_ema left\n"),
 }

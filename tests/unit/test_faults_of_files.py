@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.drilled import Outcome, drilled
+from tests.drilled import Outcome, drilled, once
 
 FEW = "eval limit=4 throughput.batch_size=0"
 IMAGES = "eval limit=20 throughput.batch_size=0 task.dataset=imagenet"
@@ -114,9 +114,7 @@ def _cases() -> dict[str, tuple[str, str]]:
     return cases
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    folder = tmp_path_factory.mktemp("files")
+def _made(folder: Path) -> dict[str, Outcome]:
     photographs = folder / "imagenet" / "val" / "n01440764"
     photographs.mkdir(parents=True)
     for name, make in (BAD | GOOD).items():
@@ -124,6 +122,11 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     places = ["paths.logs=logs", f"paths.imagenet={folder}/imagenet"]
     given: list[Any] = [(str(folder), [*told.split(), *places], {"first": f}) for told, f in _cases().values()]
     return dict(zip(_cases(), drilled(folder, given), strict=True))
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    return once(tmp_path_factory, "faults_of_files", lambda: _made(tmp_path_factory.mktemp("files")))
 
 
 def test_bad_images_are_named_and_left_out(outcomes: dict[str, Outcome]) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fresh_python import fresh
-from tests.scripts_under_test import ROOT, Done, Script
+from tests.scripts_under_test import ROOT, Done, Script, fresh
 
 WORKER = "../tests/unit/sweep_worker"
 ROWS = 13  # of Table 6 on one model
@@ -41,7 +40,7 @@ def _rows(folder: Path) -> dict[str, int]:
 
 def _wait_for(process: Script, folder: Path, line: str) -> None:
     deadline = time.monotonic() + 120
-    while line not in _notes(folder) and time.monotonic() < deadline and process.process.is_alive():
+    while line not in _notes(folder) and time.monotonic() < deadline and process.alive():
         time.sleep(0.02)
 
 

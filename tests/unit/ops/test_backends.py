@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ttf
-from tests.fresh_python import fresh
+from tests.scripts_under_test import fresh
 from ttf.measure.provenance import operators_used
 from ttf.ops import attention, backend, backends, library, native, runner
 

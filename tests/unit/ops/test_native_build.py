@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.fresh_python import fresh
+from tests.scripts_under_test import fresh
 from ttf.ops import native
 from ttf.ops.native import build
 

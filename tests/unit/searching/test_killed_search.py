@@ -22,7 +22,7 @@ def _lines(folder: Path) -> list[str]:
 
 def _killed_at(folder: Path, lines: int) -> None:
     search, deadline = _search(folder), time.monotonic() + LIMIT
-    while len(_lines(folder)) < lines and time.monotonic() < deadline and search.process.is_alive():
+    while len(_lines(folder)) < lines and time.monotonic() < deadline and search.alive():
         time.sleep(0.005)
     search.kill()
 

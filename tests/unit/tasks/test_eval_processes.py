@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.scripts_under_test import Done, Script, python
+from tests.scripts_under_test import Done, Script, python, ranks
 
 GIVEN = {
     "cls": ["ratio=0.5", "limit=60", "batch_size=7"],
@@ -26,16 +25,9 @@ def _arguments(task: str, folder: Path) -> list[str]:
     return [*GIVEN[task], "throughput.batch_size=0", f"paths.logs={folder}", f"paths.results={folder}/results"]
 
 
-def _free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
-
-
 def _both(task: str, folder: Path) -> list[Done]:
     """What torchrun does, from processes that have imported torch."""
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    runs = [Script("eval", *_arguments(task, folder), RANK=n, LOCAL_RANK=n, **common) for n in "01"]
+    runs = [Script("eval", *_arguments(task, folder), **rank) for rank in ranks(2)]
     return [run.done() for run in runs]
 
 

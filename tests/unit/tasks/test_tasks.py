@@ -10,7 +10,7 @@ import torch
 
 import ttf
 from tests.composing import composed
-from tests.fresh_python import fresh
+from tests.scripts_under_test import fresh
 from ttf.config_store import model as config
 from ttf.data.scenes import SceneClassification, SceneSegmentation
 from ttf.models.weights import load_model, save_weights

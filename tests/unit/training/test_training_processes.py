@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import torch
 from safetensors.torch import load_file
 
+from tests.scripts_under_test import ROOT, Python, ranks
 from tests.unit.training.training_worker import main
-
-ROOT = Path(__file__).parents[3]
 
 
 def test_two_processes_give_the_weights_of_one(tmp_path):
@@ -21,12 +15,11 @@ def test_two_processes_give_the_weights_of_one(tmp_path):
     In float32 the same sums differ by 1e-7, which AdamW turns into whole steps where the true gradient is zero
     (biases of keys): that would compare the rounding, not the gradients.
     """
-    worker = [str(ROOT / "tests" / "unit" / "training" / "training_worker.py"), str(tmp_path / "two"), "1"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *worker]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(launch, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("processes 2") == done.stdout.count("step 8") == 1  # only the main process speaks
+    worker = ["-m", "tests.unit.training.training_worker", str(tmp_path / "two"), "1"]
+    both = [process.done() for process in [Python(*worker, folder=ROOT, **rank) for rank in ranks(2)]]
+    assert [done.returncode for done in both] == [0, 0], both[0].stderr + both[1].stderr
+    assert both[0].stdout.count("processes 2") == both[0].stdout.count("step 8") == 1
+    assert not both[1].stdout  # only the main process speaks
     main(tmp_path / "one", 1)
     one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
