@@ -18,7 +18,7 @@ scale ?= tiny  # tiny: real weights, photographs; mini: embedded, offline; paper
 OPTIONS ?=  # of sweeps: "overrides=['device=cuda']"; of make speed: benchmark=equal model=deit_b rounds=21
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint style types numbers app browser docs release doctor readings table1 table2 table3 table4 table5 table6 table7 table8 study search fig2 fig4a fig4b fig4c prune_and_merge masks fig5 matrices speed report clean
+.PHONY: help setup demo test lint app browser docs release doctor readings table1 table2 table3 table4 table5 table6 table7 table8 study search fig2 fig4a fig4b fig4c prune_and_merge masks fig5 matrices speed report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_ -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-42s %s\n", $$1, $$2}'
@@ -40,14 +40,9 @@ test: setup ## all tests that this machine can run (those on real weights need .
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: setup ## ruff, mypy, and whether numbers in README.md and docs are those of the rows
-	$(MAKE) --no-print-directory --jobs 2 style types numbers
-style:
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-types:
-	$(VENV)/bin/mypy
-numbers:
-	$(PY) scripts/report.py compare=true
+	$(PY) scripts/report.py compare=true & $(VENV)/bin/mypy; types=$$?; wait $$! && exit $$types
 
 browser: ## Debian's Chromium, for the test of the page
 	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -yqq --no-install-recommends chromium >/dev/null; } || echo "no Chromium to be had: the test of the page skips"
