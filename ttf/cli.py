@@ -19,13 +19,13 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ttf import experiments
 from ttf.config_store import CONFIGS, GROUPS, choices, options
 from ttf.settings import check
+from ttf.several import Runs, several
 from ttf.unread import check_once
 
 
@@ -42,6 +42,7 @@ OmegaConf.register_new_resolver("product", lambda a, b: int(a) * int(b), replace
 
 USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException, OSError, MemoryError)
 INTERRUPTED = 130
+RUNS = Runs()
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FLAGS = {"--list": "list=true"}  # Hydra knows no flags of ours
 OF_HYDRA = (
@@ -257,6 +258,7 @@ def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
     @functools.wraps(function)
     def checked(cfg: DictConfig) -> Any:
+        RUNS.begin()
         try:
             if HydraConfig.initialized():
                 here = HydraConfig.get()
@@ -265,9 +267,11 @@ def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         except BrokenPipeError:
             raise
         except USER_ERRORS as error:
-            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # the other runs go on, and ``run`` says it at the end
-            return _stop(error)
+            if not several():
+                return _stop(error)
+            if RUNS.failed(one_line(error)):
+                return None  # the others go on
+            raise
 
     return checked
 
@@ -300,12 +304,14 @@ def run(main: Callable[[], Any]) -> None:
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing and leaving
     warnings.formatwarning = _warning
+    RUNS.start()
     logging.raiseExceptions = False  # a log file on a full disk is no reason for a traceback
     try:
         check_once(sys.argv[1:])
         sys.argv[1:] = expanded(sys.argv[1:])
         experiments.register(sys.argv[1:])
         _whole(main)
+        RUNS.end()
     except BrokenPipeError:  # whoever read our output has seen enough
         _give_up_output()
         raise SystemExit(1) from None

@@ -184,9 +184,10 @@ def _needs(plugin: str) -> None:
 @pytest.mark.slow
 def test_joblib_runs_several_jobs(tmp_path):
     _needs("hydra_plugins.hydra_joblib_launcher")
-    seeds = ["train.seed=0,1", f"output={tmp_path}/${{train.seed}}", "hydra.launcher.n_jobs=2"]
+    seeds = ["train.seed=0,1,-1", f"output={tmp_path}/${{train.seed}}", "hydra.launcher.n_jobs=2"]
     done = script(tmp_path, "-m", *TWO, "hydra/launcher=joblib", *seeds)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count("error: train.seed") == 2 and "(of the run train.seed=-1 " in done.stderr
     assert all((tmp_path / seed / "summary.json").exists() for seed in "01")
 
 

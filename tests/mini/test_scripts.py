@@ -53,9 +53,13 @@ def test_an_unknown_model_lists_the_known_ones(tmp_path):
 
 
 def test_sweep_goes_on_after_a_failure(tmp_path):
-    done = script("eval", tmp_path, "-m", *QUICK, "kappa=0.3,7,0.5", "tau=150")
+    done = script("eval", tmp_path, "-m", *QUICK, "kappa=0.3,7,0.5,-8", "tau=150")
     assert done.returncode == 2
-    assert "error: kappa is the gate threshold (Eq. 3), in [-1, 1], got 7" in done.stderr
+    assert [line for line in done.stderr.splitlines() if not line.endswith("again)")] == [
+        "error: kappa is the gate threshold (Eq. 3), in [-1, 1], got 7 (of the run kappa=7)",
+        "error: kappa is the gate threshold (Eq. 3), in [-1, 1], got -8 (of the run kappa=-8)",
+        "error: 2 of 4 runs failed, see above; what the others wrote is kept",
+    ]
     assert len(rows(tmp_path)) == 2
 
 
