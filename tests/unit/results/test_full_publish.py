@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.scripts_under_test import ROOT, script
 from ttf.results.rows import Rows
 from ttf.results.store import SCHEMA, Row, Store, signature
 
@@ -55,6 +56,10 @@ def _fill(disk: Path, free: int) -> None:
         (disk / "filler").write_bytes(bytes(max(0, DISK - int(used.split()[0]) - free) * KIB))
 
 
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
 def _refusal(rows: Path, drafts: Path, count: int) -> str:
     try:
         Rows(rows, drafts).publish("t", _wanted(count))
@@ -90,3 +95,24 @@ def test_a_disk_that_is_full_at_any_moment(disk: Path, tmp_path: Path, capsys: p
         Rows(rows, drafts).publish("t", _wanted(count))
         assert _found(rows, tmp_path / "none") == {seed: float(seed) for seed in range(count)}
     assert 5 <= refused < 16 and not capsys.readouterr().err
+
+
+def test_a_sweep_whose_results_do_not_fit(disk: Path, tmp_path: Path) -> None:
+    """Its rows are drafts elsewhere: all of them stay, and with room again the same command publishes them."""
+    published, drafts = Rows(ROOT / "results" / "rows", tmp_path / "none"), tmp_path / "logs" / "runs"
+    rows = {row["id"]: row for row in published if any(one["name"].startswith("table7/") for one in row["experiments"])}
+    for name, row in rows.items():
+        plain = {key: value for key, value in row.items() if key not in ("outcomes", "digest")}
+        Store(drafts).finish(name, plain, published.outcomes(row))
+    told = [f"paths.logs={tmp_path}/logs", f"paths.results={disk}", f"paths.rows={disk}/rows"]
+    before = _contents(drafts)
+    for free in (0, 12, 40):
+        _fill(disk, free)
+        done = script("sweep", "table=table7", "publish=true", *told)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done
+        assert done.stderr.splitlines()[-1].startswith("error: cannot write ") and str(disk) in done.stderr
+        assert _contents(drafts) == before and not list(Rows(disk / "rows", tmp_path / "none"))
+    (disk / "filler").unlink()
+    done = script("sweep", "table=table7", "publish=true", *told)
+    assert done.returncode == 0 and f"{len(rows)} of {len(rows)} rows are there; published in table7" in done.stdout
+    assert {row["id"] for row in Rows(disk / "rows", tmp_path / "none")} == set(rows)
