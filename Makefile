@@ -42,7 +42,7 @@ test: setup ## all tests that this machine can run (those on real weights need .
 lint: setup ## ruff, mypy, and whether numbers in README.md and docs are those of the rows
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(PY) scripts/report.py compare=true & $(VENV)/bin/mypy; types=$$?; wait $$! && exit $$types
+	OMP_NUM_THREADS=1 $(PY) scripts/report.py compare=true & $(VENV)/bin/mypy; types=$$?; wait $$! && exit $$types
 
 browser: ## Debian's Chromium, for the test of the page
 	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -yqq --no-install-recommends chromium >/dev/null; } || echo "no Chromium to be had: the test of the page skips"
