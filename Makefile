@@ -37,7 +37,7 @@ demo: setup ## the main job on the embedded model, offline: outputs/demo/tokens.
 	$(PY) scripts/demo.py
 
 test: setup ## all tests that this machine can run (those on real weights need ../shared)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
+	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 TORCHINDUCTOR_VEC_ISA_OK=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: setup ## ruff, mypy, and whether numbers in README.md and docs are those of the rows
 	$(VENV)/bin/ruff check .

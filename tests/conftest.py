@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from tests.scripts_under_test import begin_run
 
 torch.set_num_threads(1)
-os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of processes, which would import torch once more
-os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # what the processor says it has need not be tried by each worker
 settings.register_profile("ttf", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("ttf")
 

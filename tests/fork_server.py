@@ -17,7 +17,6 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 SCRIPTS = ".scripts"
@@ -46,21 +45,25 @@ def _ran(call: dict[str, Any]) -> int:
     return 0
 
 
-def _child(call: dict[str, Any], set_up: Callable[[], None]) -> None:
+def _child(call: dict[str, Any]) -> None:
+    import huggingface_hub.constants
+
     os.chdir(call["folder"])
     os.environ.clear()
     os.environ.update(call["environment"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, file in enumerate(call["said"], 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    set_up()
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False, errors="backslashreplace")
+    huggingface_hub.constants.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE") == "1"  # is read at import
     code = _ran(call)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # taking all modules down would be four seconds
 
 
-def _handle(connection: socket.socket, set_up: Callable[[], None]) -> None:
+def _handle(connection: socket.socket) -> None:
     """One call to its end."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     lines = connection.makefile("rw")
@@ -68,7 +71,7 @@ def _handle(connection: socket.socket, set_up: Callable[[], None]) -> None:
     child = os.fork()
     if not child:
         connection.close()
-        _child(call, set_up)
+        _child(call)
     lines.write(f"{child}\n")
     lines.flush()
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
@@ -88,7 +91,7 @@ def _lives(process: int) -> bool:
     return True
 
 
-def _serve(address: str, process: int, set_up: Callable[[], None]) -> None:
+def _serve(address: str, process: int) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen(64)
@@ -102,32 +105,22 @@ def _serve(address: str, process: int, set_up: Callable[[], None]) -> None:
             if not os.fork():
                 try:
                     server.close()
-                    _handle(connection, set_up)
+                    _handle(connection)
                 finally:
                     os._exit(0)
             connection.close()
 
 
-def _offline() -> None:
-    """What huggingface_hub reads when it is imported."""
-    import huggingface_hub.constants
-
-    huggingface_hub.constants.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE") == "1"
-
-
-def _streams() -> None:
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-
-
 def main(address: str, process: int) -> None:
     """Serve until the process, the test run's, is gone."""
+    import timm  # noqa: F401
     import torch  # noqa: F401
 
     if not os.fork():
         import tests.imports_of_scripts  # noqa: F401
 
-        _serve(address + SCRIPTS, process, _streams)
-    _serve(address, process, _offline)
+        address += SCRIPTS
+    _serve(address, process)
 
 
 if __name__ == "__main__":

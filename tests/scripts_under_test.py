@@ -100,8 +100,9 @@ class Forked:
 
     def kill(self) -> None:
         """kill -9."""
-        if self.alive():
-            os.kill(self.process, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            if self.alive():
+                os.kill(self.process, signal.SIGKILL)
         self.done()
 
     def done(self) -> Done:

@@ -43,6 +43,7 @@ OmegaConf.register_new_resolver("product", lambda a, b: int(a) * int(b), replace
 USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException, OSError, MemoryError)
 INTERRUPTED = 130
 RUNS = Runs()
+TRACEBACK = "TTF_TRACEBACK"  # a variable of the environment
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FLAGS = {"--list": "list=true"}  # Hydra knows no flags of ours
 OF_HYDRA = (
@@ -247,7 +248,7 @@ def _of_memory(error: RuntimeError) -> bool:
 
 def _stop(error: BaseException) -> None:
     """One line and exit status 2; TTF_TRACEBACK=1 shows the whole traceback instead."""
-    if os.environ.get("TTF_TRACEBACK"):
+    if os.environ.get(TRACEBACK):
         raise error
     print(f"error: {one_line(error)}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -269,7 +270,7 @@ def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         except USER_ERRORS as error:
             if not several():
                 return _stop(error)
-            if RUNS.failed(one_line(error)):
+            if RUNS.failed(one_line(error)) and not os.environ.get(TRACEBACK):
                 return None  # the others go on
             raise
 

@@ -63,6 +63,11 @@ def test_sweep_goes_on_after_a_failure(tmp_path):
     assert len(rows(tmp_path)) == 2
 
 
+def test_a_traceback_of_several_runs_is_shown_on_request(tmp_path):
+    done = script("eval", tmp_path, "-m", *QUICK, "kappa=7,8", TTF_TRACEBACK="1")
+    assert done.returncode == 1 and done.stderr.count("(of the run kappa=") == 2 and "Traceback" in done.stderr
+
+
 def test_a_killed_sweep_loses_nothing_and_repeats_nothing(tmp_path):
     overrides = ["-m", "limit=64", "throughput.batch_size=0", "tau=20,50,100,150"]
     sweep = Script("eval", *overrides, *places(tmp_path))

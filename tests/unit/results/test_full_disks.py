@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 
 from tests.scripts_under_test import script
+from tests.unit.results.small_disks import contents, small_disk
 from ttf.data.files import append_lines
 from ttf.data.questions import Question
 from ttf.models.weights import save_weights
@@ -97,21 +98,17 @@ APPENDED: dict[str, Callable[[Path], Callable[[], object]]] = {
 }
 
 
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
-
-
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_full_disk_leaves_what_was_there(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     Store(tmp_path / "runs").finish(ROW["id"], ROW, {"top1": torch.ones(9) > 0})
     for _ in range(2):  # nothing there, then an older file
-        before = _contents(folder)
+        before = contents(folder)
         with full(), pytest.raises(ValueError) as caught:
             WRITERS[name](folder)
         assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
-        assert _contents(folder) == before
+        assert contents(folder) == before
         WRITERS[name](folder)
 
 
@@ -119,14 +116,14 @@ def test_a_full_disk_leaves_what_was_there(name: str, tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_lines_before(name: str, tmp_path: Path) -> None:
     append = APPENDED[name](tmp_path)
     append()
-    before = _contents(tmp_path)
+    before = contents(tmp_path)
     for _ in range(2):
         with full(), pytest.raises(ValueError, match=f"cannot write {tmp_path}/.* space or choose another folder$"):
             append()
-        after = _contents(tmp_path)
+        after = contents(tmp_path)
         assert after.keys() == before.keys() and all(after[file].startswith(before[file]) for file in before)
     append()
-    (text,) = _contents(tmp_path).values()
+    (text,) = contents(tmp_path).values()
     assert text.startswith(*before.values()) and text.endswith(b"\n")
 
 
@@ -141,14 +138,8 @@ def test_what_was_measured_is_kept_elsewhere(tmp_path: Path, monkeypatch: pytest
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system of its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True)
-    if done.returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with small_disk(tmp_path, 64) as place:
+        yield place
 
 
 COMMANDS = {

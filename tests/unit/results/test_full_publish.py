@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.scripts_under_test import ROOT, script
+from tests.unit.results.small_disks import contents, small_disk
 from ttf.results.rows import Rows
 from ttf.results.store import SCHEMA, Row, Store, signature
 
@@ -23,14 +24,8 @@ DISK = 512  # KiB
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system of its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}k", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with small_disk(tmp_path, DISK) as place:
+        yield place
 
 
 def _row(seed: int) -> Row:
@@ -54,10 +49,6 @@ def _fill(disk: Path, free: int) -> None:
     used = subprocess.run(["du", "-sk", str(disk)], capture_output=True, text=True, check=True).stdout
     with suppress(OSError):
         (disk / "filler").write_bytes(bytes(max(0, DISK - int(used.split()[0]) - free) * KIB))
-
-
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def _refusal(rows: Path, drafts: Path, count: int) -> str:
@@ -105,13 +96,13 @@ def test_a_sweep_whose_results_do_not_fit(disk: Path, tmp_path: Path) -> None:
         plain = {key: value for key, value in row.items() if key not in ("outcomes", "digest")}
         Store(drafts).finish(name, plain, published.outcomes(row))
     told = [f"paths.logs={tmp_path}/logs", f"paths.results={disk}", f"paths.rows={disk}/rows"]
-    before = _contents(drafts)
+    before = contents(drafts)
     for free in (0, 12, 40):
         _fill(disk, free)
         done = script("sweep", "table=table7", "publish=true", *told)
         assert done.returncode == 2 and "Traceback" not in done.stderr, done
         assert done.stderr.splitlines()[-1].startswith("error: cannot write ") and str(disk) in done.stderr
-        assert _contents(drafts) == before and not list(Rows(disk / "rows", tmp_path / "none"))
+        assert contents(drafts) == before and not list(Rows(disk / "rows", tmp_path / "none"))
     (disk / "filler").unlink()
     done = script("sweep", "table=table7", "publish=true", *told)
     assert done.returncode == 0 and f"{len(rows)} of {len(rows)} rows are there; published in table7" in done.stdout
